@@ -1,0 +1,97 @@
+"""The C core as Python sees it. Thin: the public face is in the modules beside this file."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+class CheckpointError(ValueError):
+    """A file or config that is there but is not a checkpoint this engine can run."""
+
+class DeviceError(RuntimeError):
+    """The device is not there or failed."""
+
+class Model:
+    """Immutable weights on a device; may be shared by sessions and threads."""
+
+    @staticmethod
+    def from_folder(folder: str, *, dtype: str = "auto", device: str = "auto", threads: int = 0) -> Model:
+        """A Hugging Face checkpoint folder, mapped into memory. device may also be "cpu:c", "cpu:avx2", ... for tests."""
+    @staticmethod
+    def from_tensors(
+        config: str, tensors: Mapping[str, Any], *, dtype: str = "auto", device: str = "auto", threads: int = 0
+    ) -> Model:
+        """config: the text of config.json. tensors: official parameter names to DLPack tensors or NumPy arrays; kept, not copied."""
+    config: dict[str, Any]  # fields of dllm_config by name; family is "llada" or "dream", dtype a name
+    dtype: str  # of the activations: "float32", "bfloat16", "float16"
+    device: str  # "cpu", "cuda:0"
+    backend: str  # "c", "avx2", "avx512f", "avx512bf16", "amx", "cuda"
+    threads: int
+    nbytes: int  # of all weights
+    def pointers(self) -> dict[str, int]:
+        """Address of every weight: "embed", "norm", "head", "layers.0.q", ... ; proves that nothing was copied."""
+
+class Session:
+    """One denoising timeline of a batch of prompts. See csrc/dllm.h; every method is its function."""
+
+    def __init__(
+        self,
+        model: Model,
+        params: Mapping[str, Any],
+        prompts: Sequence[NDArray[np.int32]],
+        *,
+        positions: Sequence[NDArray[np.int32]] | None = None,
+        condition: Sequence[int] | None = None,
+        seeds: Sequence[tuple[int, int]] | None = None,
+        noise: Any = None,
+    ) -> None:
+        """params: fields of dllm_params by name; rule "quota" | "times"; score "prob" | "margin" | "entropy" | "random" | "origin";
+        strategy None or a name; options a dict. Fields not given take the family's official defaults (dllm_params_init).
+        noise: uniform(shape, dtype) and exponential(shape), returning arrays; what it raises ends the step and is raised there."""
+    rows: int
+    offsets: NDArray[np.int64]  # [sequences + 1]: first packed row of every sequence, then the total
+    def step(self) -> int:
+        """Sequences still unfinished."""
+    def forward(self) -> None: ...
+    def decide(self, logits: NDArray[np.float32] | None = None) -> int: ...
+    def tokens(self) -> NDArray[np.int32]: ...
+    def set_tokens(self, ids: NDArray[np.int32]) -> None: ...
+    def candidates(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+        """(packed rows, tokens, scores, probabilities) of the latest step."""
+    def revealed(self) -> NDArray[np.int32]: ...
+    def logits(self, *, shifted: bool = False, dtype: str = "float32") -> NDArray[Any]:
+        """[rows, vocab]; 16-bit dtypes come as uint16."""
+    def nll(self, rows: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.float32]: ...
+    def hidden(self) -> NDArray[Any]:
+        """[layers + 1, rows, dim] in the model's dtype; 16-bit dtypes come as uint16."""
+    def stats(self) -> dict[str, Any]: ...
+
+def to_numpy(obj: Any) -> NDArray[Any]:
+    """Any DLPack tensor, NumPy array, or nested list of numbers as an array; shares memory where it can. bfloat16 comes as uint16."""
+
+def from_numpy(array: NDArray[Any], like: Any, dtype: str | None = None) -> Any:
+    """The array as a tensor of like's framework, on the CPU, sharing memory; the array itself if like is no DLPack tensor but an array or a list.
+    dtype "bfloat16" or "float16" says what a uint16 array holds."""
+
+def times(steps: int, eps: float) -> NDArray[np.float32]:
+    """torch.linspace(1, eps, steps + 1)."""
+
+def predict(
+    logits: NDArray[np.float32], params: Mapping[str, Any], noise: NDArray[Any] | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+    """(token, score, probability) of every row of logits, as a session would choose them."""
+
+def rope_table(positions: NDArray[np.int32], head_dim: int, theta: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(cos, sin), each [positions, head_dim / 2]."""
+
+def cpu_levels() -> list[str]:
+    """Instruction-set levels this processor has, best last; the first is "c"."""
+
+def load_cuda(path: str) -> int:
+    """Opens the CUDA plug-in; its device count. DeviceError says in one line why not."""
+
+def check(level: str = "", kernel: str = "", seed: int = 0, timing: bool = False) -> list[dict[str, Any]]:
+    """Every kernel of a level against its C twin: kernel, case, error, tolerance, ok, and with timing seconds of both."""

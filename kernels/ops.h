@@ -1,0 +1,122 @@
+/* ops.h: what a backend is: one table of kernels. The core decides which rows to compute; a kernel computes them.
+ *
+ * kernels/c defines every member in plain loops, kernels/x86 and kernels/cuda answer the same questions faster, and
+ * kernels/check compares them. Conventions:
+ *   - Kernels return void. A failure is recorded in the device (the first one stays) and reported by sync().
+ *   - Every kernel accepts 0 rows and then touches nothing.
+ *   - Outputs do not overlap inputs unless the comment says "in place".
+ *   - Activations are stored in one dtype T (float32, bfloat16 or float16). "-> T" marks where a value is rounded to T; everything
+ *     between two marks is float32 or better. Weights may have another dtype than activations.
+ *   - The result of a row depends on nothing but that row's inputs: not on how many rows there are, where they lie, or how many
+ *     threads run. Ties go to the lowest index. */
+#ifndef DLLM_OPS_H
+#define DLLM_OPS_H
+#include "../csrc/dllm.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A set of rows. idx NULL: first, first + 1, ... (no gather). count non-NULL: the number of rows lies in device memory, at most n. */
+typedef struct {
+    const int32_t *idx;
+    int32_t first, n;
+    const int32_t *count;
+} dllm_rows;
+
+/* Queries of one sequence and the keys they see: rows [q_first, q_first + n_q) of q read slots [k_first, k_first + n_keys) of k, v. */
+typedef struct {
+    int32_t q_first, n_q, k_first, n_keys;
+} dllm_span;
+
+/* How tokens are drawn from logits and scored. One per call: what differs between families and flags is data here. */
+typedef struct {
+    dllm_score score;
+    bool gumbel;
+    float temperature, top_p;
+    int32_t top_k;
+    int32_t banned[2], n_banned;     /* logits set to -inf before anything else */
+    int32_t unscored[2], n_unscored; /* left out of the softmax that scores, after the token is chosen; score 0 if it is the token */
+} dllm_sampling;
+
+/* Where a row's random numbers come from: Philox keyed by (seed, stream), counted by (step, row). See rng.h. */
+typedef struct {
+    uint64_t seed, stream;
+    uint32_t step, row;
+} dllm_key;
+
+struct dllm_ops {
+    int abi;          /* DLLM_OPS_ABI */
+    const char *name; /* "c", "avx2", ... */
+
+    /* Memory. alloc returns 64-byte aligned, zeroed memory, or NULL. copies: dst and src say which side is the device's. */
+    void *(*alloc)(dllm_device *d, size_t bytes);
+    void (*free)(dllm_device *d, void *p);
+    void (*upload)(dllm_device *d, void *dst, const void *src, size_t bytes);
+    void (*download)(dllm_device *d, void *dst, const void *src, size_t bytes);
+    int (*sync)(dllm_device *d); /* 0, or the first failure since the last sync */
+    /* Bytes of scratch the kernels of one session need for at most `rows` rows a call and `keys` keys a span. */
+    size_t (*scratch)(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys);
+
+    /* x[r] = table[ids[r]] -> T for r in rows. ids is indexed by row. */
+    void (*embed)(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat table, const int32_t *ids);
+
+    /* out[i] = x[rows_i] / sqrt(mean(x[rows_i]^2) + eps) -> T, times w -> T. */
+    void (*rmsnorm)(dllm_device *d, dllm_mat out, dllm_mat x, dllm_rows rows, dllm_mat w, float eps);
+
+    /* out[out_rows_i] = x[in_rows_i] * Wt + bias -> dtype of out (T or float32). w [n, k]; bias.data NULL: none. */
+    void (*linear)(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias);
+
+    /* In place: every head of x[x_rows_i] turned by row table_rows_i of cos and sin (float32, [*, head_dim / 2]): channel j pairs with
+     * j + head_dim / 2. round_products: both products are rounded to T before the sum (the tables then hold values of T). */
+    void (*rope)(dllm_device *d, dllm_mat x, dllm_rows x_rows, dllm_mat cos, dllm_mat sin, dllm_rows table_rows, int32_t head_dim,
+                 bool round_products);
+
+    /* Bidirectional attention, each span by itself. For row i of a span and head h: s_j = q.k_j / sqrt(head_dim) over the span's slots,
+     * p_j = exp(s_j - max s) -> T, out[out_rows_i] = sum p_j v_j / sum p_j(unrounded) -> T. Query head h reads k/v head
+     * h / (heads / kv_heads). q is [*, heads * head_dim] with q row i beside out_rows_i. No keys: 0. spans: in device memory. */
+    void (*attend)(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
+                   int n_spans, int32_t heads, int32_t kv_heads);
+
+    /* out = (silu(gate) -> T) * up -> T, for the first n rows. out may be gate. */
+    void (*swiglu)(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n);
+
+    /* x[rows_i] = x[rows_i] + y[y_rows_i] -> T. In place. */
+    void (*add)(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat y, dllm_rows y_rows);
+
+    /* logits = u + (scale + 1) * (c - u), all float32, in place on c, for the first n rows. */
+    void (*guide)(dllm_device *d, dllm_mat c, dllm_mat u, int32_t n, float scale);
+
+    /* Tokens for the first n rows of float32 logits, which may be overwritten. keys[i] drives row i's randomness unless noise
+     * is given: then row i reads noise row noise_rows[i] of `vocab` doubles (gumbel) or floats. See dllm_sampling. */
+    void (*predict)(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n, const dllm_sampling *how,
+                    const dllm_key *keys, const void *noise, const int32_t *noise_rows);
+
+    /* out[i] = -log softmax(logits[i])[target[i]] for the first n rows of float32 logits. */
+    void (*nll)(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n);
+};
+typedef struct dllm_ops dllm_ops;
+enum { DLLM_OPS_ABI = 1 };
+
+/* The execution context kernels get: whose threads, whose scratch. A session has its own, so that sessions never share scratch. */
+struct dllm_device {
+    const dllm_ops *ops;
+    char name[16];
+    int threads;       /* at most this many threads work on one kernel */
+    void *scratch;     /* scratch_bytes of device memory, for the kernel that is running */
+    size_t scratch_bytes;
+    void *stream;      /* CUDA only */
+    int failed;        /* first failure since the last sync, as DLLM_E_*; */
+    char why[256];     /* and its message */
+};
+
+extern const dllm_ops dllm_ops_c;
+/* The best table of this processor at or below `level` ("c", "avx2", ..., or "" for the best there is); NULL: no such level here. */
+const dllm_ops *dllm_ops_cpu(const char *level);
+/* Levels this processor has, best last: names[0] is "c". Returns how many. */
+int dllm_cpu_levels(const char *const **names);
+
+static inline int32_t dllm_row(dllm_rows r, int32_t i) { return r.idx ? r.idx[i] : r.first + i; }
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -44,6 +44,7 @@ enum {
     DLLM_E_CALLBACK = -7,   /* a callback of the caller asked to stop with an error of its own */
 };
 const char *dllm_last_error(void); /* message of the calling thread's latest failure; never NULL */
+#define DLLM_VERSION "0.1.0" /* the one place that says it; setup.py reads it here */
 const char *dllm_version(void);
 
 /* ---- matrices ------------------------------------------------------------------------------------------------------------ */

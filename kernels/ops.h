@@ -48,11 +48,9 @@ struct dllm_ops {
     int abi;          /* DLLM_OPS_ABI */
     const char *name; /* "c", "avx2", ... */
 
-    /* Memory. alloc returns 64-byte aligned, zeroed memory, or NULL. copies: dst and src say which side is the device's. */
+    /* Memory. alloc returns 64-byte aligned, zeroed memory, or NULL. */
     void *(*alloc)(dllm_device *d, size_t bytes);
     void (*free)(dllm_device *d, void *p);
-    void (*upload)(dllm_device *d, void *dst, const void *src, size_t bytes);
-    void (*download)(dllm_device *d, void *dst, const void *src, size_t bytes);
     int (*sync)(dllm_device *d); /* 0, or the first failure since the last sync */
     /* Bytes of scratch the kernels of one session need for at most `rows` rows a call and `keys` keys a span. */
     size_t (*scratch)(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys);

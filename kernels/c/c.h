@@ -1,0 +1,20 @@
+/* c.h: the plain-C kernels, the definition of every member of the table. See ops.h for what each one means. */
+#ifndef DLLM_C_H
+#define DLLM_C_H
+#include "../bits.h"
+#include "../ops.h"
+
+void dllm_embed_c(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat table, const int32_t *ids);
+void dllm_add_c(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat y, dllm_rows y_rows);
+void dllm_guide_c(dllm_device *d, dllm_mat c, dllm_mat u, int32_t n, float scale);
+void dllm_rmsnorm_c(dllm_device *d, dllm_mat out, dllm_mat x, dllm_rows rows, dllm_mat w, float eps);
+void dllm_linear_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias);
+void dllm_rope_c(dllm_device *d, dllm_mat x, dllm_rows x_rows, dllm_mat cos, dllm_mat sin, dllm_rows table_rows, int32_t head_dim,
+                 bool round_products);
+void dllm_attend_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
+                   int n_spans, int32_t heads, int32_t kv_heads);
+void dllm_swiglu_c(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n);
+void dllm_predict_c(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n, const dllm_sampling *how,
+                    const dllm_key *keys, const void *noise, const int32_t *noise_rows);
+void dllm_nll_c(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n);
+#endif

@@ -1,0 +1,23 @@
+/* Matrix product with weights as PyTorch stores them: y = x * Wt + b. */
+#include "c.h"
+
+static double dot(const float *x, const void *w, dllm_dtype t, int64_t n)
+{
+    double sum = 0;
+    for (int64_t j = 0; j < n; j++) sum += (double)x[j] * (double)dllm_get(w, t, j);
+    return sum;
+}
+
+void dllm_linear_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias)
+{
+    float *row = d->scratch;
+    for (int32_t i = 0; i < in_rows.n; i++) {
+        const void *from = dllm_at(x, dllm_row(in_rows, i));
+        void *to = dllm_at(out, dllm_row(out_rows, i));
+        for (int64_t j = 0; j < w.cols; j++) row[j] = dllm_get(from, x.dtype, j);
+        for (int64_t o = 0; o < w.rows; o++) {
+            const double sum = dot(row, dllm_at(w, o), w.dtype, w.cols);
+            dllm_put(to, out.dtype, o, (float)(bias.data ? sum + (double)dllm_get(bias.data, bias.dtype, o) : sum));
+        }
+    }
+}

@@ -26,6 +26,7 @@
  * prints, exits, aborts, or reads the environment. */
 #ifndef DLLM_H
 #define DLLM_H
+#define DLLM_VERSION "0.1.0"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -58,8 +58,8 @@ struct dllm_ops {
     /* x[r] = table[ids[r]] -> T for r in rows. ids is indexed by row. */
     void (*embed)(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat table, const int32_t *ids);
 
-    /* out[i] = x[rows_i] / sqrt(mean(x[rows_i]^2) + eps) -> T, times w -> T. */
-    void (*rmsnorm)(dllm_device *d, dllm_mat out, dllm_mat x, dllm_rows rows, dllm_mat w, float eps);
+    /* out[out_rows_i] = x[rows_i] / sqrt(mean(x[rows_i]^2) + eps) -> T, times w -> T. */
+    void (*rmsnorm)(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows rows, dllm_mat w, float eps);
 
     /* out[out_rows_i] = x[in_rows_i] * Wt + bias -> dtype of out (T or float32). w [n, k]; bias.data NULL: none. */
     void (*linear)(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias);

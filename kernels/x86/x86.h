@@ -2,10 +2,10 @@
  * entered only after cpu.c has asked the processor. */
 #ifndef DLLM_X86_H
 #define DLLM_X86_H
-#if defined(__x86_64__)
 #include "../bits.h"
 #include "../ops.h"
 #include "../threads.h"
+#if defined(__x86_64__)
 
 /* Every level has the levels before it. AVX2 means avx2 + fma + f16c; AVX512F means f + bw + vl + dq. */
 typedef enum { DLLM_X86_AVX2 = 1, DLLM_X86_AVX512F, DLLM_X86_AVX512BF16, DLLM_X86_AMX } dllm_x86_level;

@@ -1,0 +1,411 @@
+/* denoise.c: one step of the reverse process, x_t -> x_s: which masks may be revealed, how sure the model is, how many to reveal. The
+ * shift of Dream (a row's logits are computed at the row before) lives here: asked rows and computed rows are different sets. */
+#include <math.h>
+#include <string.h>
+
+#include "rng.h"
+#include "session.h"
+
+static bool free_running(const dllm_params *p) { return p->threshold > 0 || p->factor > 0; }
+
+static bool masked(const dllm_session *s, const dllm_sequence *q, int32_t r) { return s->ids[0][q->first + r] == s->params.mask_id; }
+
+static int32_t count_masked(const dllm_session *s, const dllm_sequence *q, int32_t lo, int32_t hi)
+{
+    int32_t n = 0;
+    for (int32_t r = lo; r < hi; r++) n += masked(s, q, r);
+    return n;
+}
+
+void dllm_open_block(dllm_session *s, dllm_sequence *q)
+{
+    const int32_t block_len = dllm_block_len(&s->params);
+    q->lo = q->prompt + q->block * block_len;
+    q->hi = q->lo + block_len;
+    q->block_step = 0;
+    q->masks = count_masked(s, q, q->lo, q->hi);
+}
+
+/* ---- randomness: recorded numbers if the caller has them, else Philox ------------------------------------------------------------- */
+static dllm_key key_of(const dllm_session *s, const dllm_sequence *q, int32_t packed_row)
+{
+    return (dllm_key){ q->seed, q->stream, (uint32_t)q->step, (uint32_t)(packed_row - q->first) };
+}
+
+static int ask_noise(dllm_session *s, dllm_draw kind, int ndim, int64_t a, int64_t b, int64_t c, const void **out)
+{
+    const int64_t shape[] = { a, b, c };
+    *out = s->params.noise.draw(s->params.noise.arg, kind, shape, ndim);
+    FAIL_IF(!*out, DLLM_E_CALLBACK, "the noise source gave no numbers");
+    return 0;
+}
+
+static int64_t longest(const dllm_session *s)
+{
+    int64_t len = 0;
+    for (int b = 0; b < s->n_sequences; b++) len = s->sequences[b].len > len ? s->sequences[b].len : len;
+    return len;
+}
+
+/* ---- before the forward: candidates, and the rows that speak for them --------------------------------------------------------------- */
+/* 1 - t_s / t_t: the share of the masks that this step should reveal. */
+static float share(const dllm_session *s, const dllm_sequence *q)
+{
+    const int32_t i = q->block_step;
+    return i < dllm_block_steps(&s->params) - 1 ? 1 - s->times[i + 1] / s->times[i] : 1;
+}
+
+static void ask(dllm_session *s, dllm_sequence *q, int64_t candidate, int32_t r)
+{
+    const int32_t speaker = s->model->config.shift_logits && r > 0 ? r - 1 : r;
+    int32_t *const mine = s->ask + q->ask.first; /* q->ask.first: where this sequence's part of ask begins */
+    if (q->ask.n == 0 || mine[q->ask.n - 1] != speaker) mine[q->ask.n++] = speaker;
+    s->source[candidate] = q->ask.first + q->ask.n - 1;
+}
+
+static void choose_candidates(dllm_session *s)
+{
+    s->n_candidates = 0;
+    for (int b = 0; b < s->n_sequences; b++) {
+        const dllm_sequence *q = &s->sequences[b];
+        for (int32_t r = 0; !q->done && r < q->hi; r++) {
+            if (masked(s, q, r)) s->candidates[s->n_candidates++] = q->first + r;
+        }
+    }
+}
+
+/* The origin rule: every mask is revealed by its own coin. Only those need the head. */
+static int flip_coins(dllm_session *s, const dllm_sequence *q, int64_t from, int64_t to, const float *recorded)
+{
+    for (int64_t i = from; i < to; i++) {
+        const dllm_key key = key_of(s, q, s->candidates[i]);
+        const float u = recorded ? recorded[i] : dllm_uniform(&key, DLLM_USE_COIN);
+        s->source[i] = u < share(s, q) ? 0 : -1;
+    }
+    return 0;
+}
+
+static int choose_asked(dllm_session *s)
+{
+    const bool origin = s->params.score == DLLM_SCORE_ORIGIN;
+    const void *coins = NULL;
+    if (origin && s->params.noise.draw) TRY(ask_noise(s, DLLM_DRAW_UNIFORM, 1, s->n_candidates, 0, 0, &coins));
+    s->n_ask = 0;
+    int64_t at = 0;
+    for (int b = 0; b < s->n_sequences; b++) {
+        dllm_sequence *q = &s->sequences[b];
+        int64_t end = at;
+        while (end < s->n_candidates && s->candidates[end] < q->first + q->len) end++;
+        q->ask = (dllm_rows){ .first = (int32_t)s->n_ask };
+        if (origin) TRY(flip_coins(s, q, at, end, coins));
+        for (int64_t i = at; i < end; i++) {
+            if (!origin || s->source[i] == 0) ask(s, q, i, s->candidates[i] - q->first);
+        }
+        q->ask.idx = s->ask + q->ask.first;
+        s->n_ask += q->ask.n;
+        at = end;
+    }
+    return 0;
+}
+
+int dllm_session_forward(dllm_session *s)
+{
+    FAIL_IF(s->forwarded, DLLM_E_VALUE, "forward was called twice: decide comes between");
+    const double start = dllm_seconds();
+    for (int b = 0; b < s->n_sequences; b++) {
+        s->plans[b] = (dllm_plan){ 0 };
+        if (!s->sequences[b].done) s->strategy->plan(s, &s->sequences[b], &s->plans[b]);
+    }
+    choose_candidates(s);
+    TRY(choose_asked(s));
+    if (s->n_ask > 0 || s->kept_slots > 0) dllm_forward(s); /* an uncached pass nobody reads would leave no trace */
+    TRY(dllm_check_device(s));
+    s->forwarded = true;
+    s->stats.seconds += dllm_seconds() - start;
+    return 0;
+}
+
+/* ---- after it: tokens and scores --------------------------------------------------------------------------------------------------- */
+static void given_logits(dllm_session *s, dllm_mat logits, const int64_t *which, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++) {
+        memcpy(dllm_at(s->logits[0], i), dllm_at(logits, s->candidates[which[i]]), (size_t)logits.cols * sizeof(float));
+    }
+}
+
+/* Token draws need noise only at a temperature. LLaDA's official loop draws for every row, Dream's for the masked ones. */
+static int token_noise(dllm_session *s, int64_t drawn, const void **noise)
+{
+    *noise = NULL;
+    if (!s->params.noise.draw || s->params.temperature == 0) return 0;
+    const int64_t vocab = s->model->config.vocab;
+    if (s->params.gumbel) return ask_noise(s, DLLM_DRAW_TOKEN_UNIFORM, 3, s->n_sequences, longest(s), vocab, noise);
+    return ask_noise(s, DLLM_DRAW_EXPONENTIAL, 2, drawn, vocab, 0, noise);
+}
+
+typedef struct {
+    int64_t which[DLLM_HEAD_ROWS]; /* candidates in this round of the head */
+    int32_t rows[DLLM_HEAD_ROWS];  /* the asked row that speaks for each */
+    int32_t noise_rows[DLLM_HEAD_ROWS];
+    int32_t token[DLLM_HEAD_ROWS];
+    float score[DLLM_HEAD_ROWS], prob[DLLM_HEAD_ROWS];
+    int32_t n;
+} head_round;
+
+static void run_round(dllm_session *s, head_round *r, dllm_mat given, const void *noise)
+{
+    if (given.data) given_logits(s, given, r->which, r->n);
+    else dllm_head(s, (dllm_rows){ .idx = r->rows, .n = r->n });
+    s->device.ops->predict(&s->device, r->token, r->score, r->prob, s->logits[0], r->n, &s->sampling, s->row_keys, noise, r->noise_rows);
+    for (int32_t i = 0; i < r->n; i++) {
+        s->token[r->which[i]] = r->token[i];
+        s->score[r->which[i]] = r->score[i];
+        s->prob[r->which[i]] = r->prob[i];
+    }
+    r->n = 0;
+}
+
+static int predict(dllm_session *s, dllm_mat given)
+{
+    int64_t drawn = 0;
+    for (int64_t i = 0; i < s->n_candidates; i++) drawn += s->source[i] >= 0;
+    const void *noise;
+    TRY(token_noise(s, drawn, &noise));
+    const int64_t len = longest(s), most = s->logits[0].rows;
+    head_round r = { .n = 0 };
+    drawn = 0;
+    for (int64_t i = 0, b = 0; i < s->n_candidates; i++) {
+        while (s->candidates[i] >= s->sequences[b].first + s->sequences[b].len) b++;
+        const dllm_sequence *q = &s->sequences[b];
+        if (s->source[i] < 0) {
+            s->token[i] = s->params.mask_id;
+            s->score[i] = s->prob[i] = NAN;
+            continue;
+        }
+        r.which[r.n] = i;
+        r.rows[r.n] = s->source[i];
+        r.noise_rows[r.n] = (int32_t)(s->params.gumbel ? b * len + s->candidates[i] - q->first : drawn);
+        s->row_keys[r.n] = key_of(s, q, s->candidates[i]);
+        drawn++;
+        if (++r.n == most) run_round(s, &r, given, noise);
+    }
+    if (r.n > 0) run_round(s, &r, given, noise);
+    return 0;
+}
+
+/* "random" remasking with recorded numbers: [sequences, rows]. */
+static int recorded_scores(dllm_session *s)
+{
+    if (s->params.score != DLLM_SCORE_RANDOM || !s->params.noise.draw) return 0;
+    const void *noise;
+    const int64_t len = longest(s);
+    TRY(ask_noise(s, DLLM_DRAW_UNIFORM, 2, s->n_sequences, len, 0, &noise));
+    for (int64_t i = 0, b = 0; i < s->n_candidates; i++) {
+        while (s->candidates[i] >= s->sequences[b].first + s->sequences[b].len) b++;
+        s->score[i] = ((const float *)noise)[b * len + s->candidates[i] - s->sequences[b].first];
+    }
+    return 0;
+}
+
+/* ---- how many, and which ------------------------------------------------------------------------------------------------------------- */
+/* Candidates [first, first + n) of one sequence, by the schedule; threshold and factor are asked once the order is known. */
+static int32_t scheduled(const dllm_session *s, const dllm_sequence *q, int32_t n)
+{
+    if (s->params.score == DLLM_SCORE_ORIGIN) return n;
+    if (s->params.rule == DLLM_RULE_TIMES) return (int32_t)((float)n * share(s, q));
+    const int32_t steps = dllm_block_steps(&s->params);
+    const int32_t quota = q->masks / steps + (q->block_step < q->masks % steps);
+    return quota < n ? quota : n;
+}
+
+/* Sure enough by threshold or factor: at least one, so that every step gets on. Expects the order by probability. */
+static int32_t sure_enough(const dllm_session *s, int64_t first, int32_t n)
+{
+    const dllm_params *p = &s->params;
+    int32_t sure = 0;
+    while (sure < n) {
+        const int64_t i = first + s->order[sure];
+        const float limit = p->threshold > 0 ? p->threshold : 1 - p->factor / (float)(sure + 2);
+        if (sure > 0 && (s->prob[i] < limit || s->token[i] == p->mask_id)) break;
+        sure++;
+    }
+    return sure;
+}
+
+/* Scores as priorities; with alg_temp, rows are drawn with probability softmax(score / alg_temp): top of p / q, q ~ Exp(1). */
+static void set_priorities(dllm_session *s, const dllm_sequence *q, int64_t first, int32_t n, const float *recorded)
+{
+    const dllm_params *p = &s->params;
+    float *w = s->priority;
+    float highest = -INFINITY;
+    for (int32_t i = 0; i < n; i++) {
+        w[i] = s->score[first + i];
+        if (free_running(p)) w[i] = s->token[first + i] == p->mask_id ? -1 : s->prob[first + i];
+        if (w[i] > highest) highest = w[i];
+    }
+    if (p->alg_temp == 0 || free_running(p)) return;
+    double total = 0;
+    for (int32_t i = 0; i < n; i++) total += (double)expf((w[i] - highest) / p->alg_temp);
+    for (int32_t i = 0; i < n; i++) {
+        const dllm_key key = key_of(s, q, s->candidates[first + i]);
+        const float e = recorded ? recorded[s->candidates[first + i] - q->first] : dllm_exponential(&key, DLLM_USE_PLACE);
+        w[i] = (float)((double)expf((w[i] - highest) / p->alg_temp) / total) / e;
+    }
+}
+
+/* order[0 .. count) = the candidates of highest priority, the lower row first among equals. */
+static void sort_surest(dllm_session *s, int32_t n, int32_t wanted)
+{
+    for (int32_t i = 0; i < n; i++) s->order[i] = i;
+    for (int32_t k = 0; k < wanted; k++) {
+        int32_t best = k;
+        for (int32_t i = k + 1; i < n; i++) {
+            const float a = s->priority[s->order[i]], b = s->priority[s->order[best]];
+            if (a > b || (a == b && s->order[i] < s->order[best])) best = i;
+        }
+        const int32_t chosen = s->order[best];
+        s->order[best] = s->order[k];
+        s->order[k] = chosen;
+    }
+}
+
+/* Writes tokens over masks. A predicted mask id reveals nothing, though it used up its place. Returns what was revealed. */
+static int32_t reveal(dllm_session *s, int64_t first, int32_t wanted)
+{
+    int32_t revealed = 0;
+    for (int32_t k = 0; k < wanted; k++) {
+        const int64_t i = first + s->order[k];
+        if (s->source[i] < 0) continue; /* the origin rule's coin left it out */
+        s->ids[0][s->candidates[i]] = s->token[i];
+        s->revealed[s->n_revealed++] = s->candidates[i];
+        revealed += s->token[i] != s->params.mask_id;
+    }
+    s->stats.tokens += (uint64_t)revealed;
+    return revealed;
+}
+
+/* ---- on to the next step, block, or the end -------------------------------------------------------------------------------------------- */
+/* Everything before the first EOS is fixed: the rest would be cut off anyway. */
+static bool ended_early(dllm_session *s, const dllm_sequence *q)
+{
+    int32_t *ids = s->ids[0] + q->first;
+    int32_t r = q->prompt;
+    while (r < q->len && ids[r] != s->params.eos_id && !masked(s, q, r)) r++;
+    if (r == q->len || ids[r] != s->params.eos_id) return false;
+    for (; r < q->len; r++) {
+        if (masked(s, q, r)) ids[r] = s->params.eos_id;
+    }
+    return true;
+}
+
+static void advance(dllm_session *s, dllm_sequence *q, int32_t revealed)
+{
+    q->step++;
+    q->block_step++;
+    if (s->params.early_stop && ended_early(s, q)) {
+        q->done = true;
+        return;
+    }
+    const bool over = free_running(&s->params) ? revealed == 0 || count_masked(s, q, 0, q->hi) == 0
+                                               : q->block_step == dllm_block_steps(&s->params);
+    if (!over) return;
+    q->block++;
+    q->done = q->hi >= q->len;
+    if (!q->done) dllm_open_block(s, q);
+}
+
+/* Reveals in one sequence what the rule allows, of its candidates [first, first + n). */
+static int32_t decide_sequence(dllm_session *s, const dllm_sequence *q, int64_t first, int32_t n, const float *recorded)
+{
+    int32_t wanted = free_running(&s->params) ? n : scheduled(s, q, n);
+    set_priorities(s, q, first, n, recorded);
+    if (s->params.score == DLLM_SCORE_ORIGIN) sort_surest(s, n, 0);
+    else sort_surest(s, n, wanted);
+    if (free_running(&s->params)) wanted = sure_enough(s, first, n);
+    return reveal(s, first, wanted);
+}
+
+/* alg_temp's draws of places: one [sequences, rows] of recorded numbers, if this step reveals anything at all. */
+static int place_noise(dllm_session *s, const void **noise)
+{
+    *noise = NULL;
+    if (!s->params.noise.draw || s->params.alg_temp == 0 || s->params.score == DLLM_SCORE_ORIGIN || free_running(&s->params)) return 0;
+    int32_t most = 0;
+    for (int64_t at = 0, b = 0; b < s->n_sequences; b++) {
+        const dllm_sequence *q = &s->sequences[b];
+        const int64_t from = at;
+        while (at < s->n_candidates && s->candidates[at] < q->first + q->len) at++;
+        const int32_t wanted = q->done ? 0 : scheduled(s, q, (int32_t)(at - from));
+        if (wanted > most) most = wanted;
+    }
+    return most ? ask_noise(s, DLLM_DRAW_EXPONENTIAL, 2, s->n_sequences, longest(s), 0, noise) : 0;
+}
+
+static int unfinished(const dllm_session *s)
+{
+    int n = 0;
+    for (int b = 0; b < s->n_sequences; b++) n += !s->sequences[b].done;
+    return n;
+}
+
+int dllm_session_decide(dllm_session *s, dllm_mat logits)
+{
+    FAIL_IF(!s->forwarded, DLLM_E_VALUE, "decide without a forward");
+    FAIL_IF(logits.data && (logits.rows != s->rows || logits.cols != s->model->config.vocab || logits.dtype != DLLM_F32), DLLM_E_VALUE,
+            "logits [%lld, %lld] in %s: [%lld, %d] in float32 expected", (long long)logits.rows, (long long)logits.cols,
+            dllm_dtype_name(logits.dtype), (long long)s->rows, s->model->config.vocab);
+    const double start = dllm_seconds();
+    s->forwarded = false;
+    s->n_revealed = 0;
+    const void *noise;
+    TRY(predict(s, logits));
+    TRY(dllm_check_device(s));
+    TRY(recorded_scores(s));
+    TRY(place_noise(s, &noise));
+    const int64_t len = longest(s);
+    for (int64_t at = 0, b = 0; b < s->n_sequences; b++) {
+        dllm_sequence *q = &s->sequences[b];
+        const int64_t from = at;
+        while (at < s->n_candidates && s->candidates[at] < q->first + q->len) at++;
+        if (q->done) continue;
+        const float *recorded = noise ? (const float *)noise + b * len : NULL;
+        advance(s, q, decide_sequence(s, q, from, (int32_t)(at - from), recorded));
+    }
+    s->stats.steps++;
+    s->stats.seconds += dllm_seconds() - start;
+    return unfinished(s);
+}
+
+int dllm_session_step(dllm_session *s)
+{
+    if (unfinished(s) == 0) return 0;
+    TRY(dllm_session_forward(s));
+    return dllm_session_decide(s, (dllm_mat){ 0 });
+}
+
+int dllm_session_run(dllm_session *s, bool (*progress)(void *arg, dllm_session *s), void *arg)
+{
+    int left = unfinished(s);
+    while (left > 0) {
+        left = dllm_session_step(s);
+        if (left > 0 && progress && !progress(arg, s)) break;
+    }
+    return left;
+}
+
+/* ---- what the latest step saw and did ------------------------------------------------------------------------------------------------ */
+int64_t dllm_session_candidates(const dllm_session *s, const int32_t **rows, const int32_t **tokens, const float **scores,
+                                const float **probs)
+{
+    *rows = s->candidates;
+    *tokens = s->token;
+    *scores = s->score;
+    *probs = s->prob;
+    return s->n_candidates;
+}
+
+int64_t dllm_session_revealed(const dllm_session *s, const int32_t **rows)
+{
+    *rows = s->revealed;
+    return s->n_revealed;
+}

@@ -1,0 +1,36 @@
+/* model.c: an immutable model: a device, a config, and weights that somebody else owns. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+const char *dllm_version(void) { return DLLM_VERSION; }
+
+int dllm_model_open(dllm_model **out, dllm_device *d, const dllm_config *c, const dllm_weights *w, dllm_dtype act)
+{
+    *out = NULL;
+    FAIL_IF(act != DLLM_F32 && act != DLLM_BF16 && act != DLLM_F16, DLLM_E_TYPE, "dtype %d: float32, bfloat16 or float16 expected", act);
+    const size_t bytes = (size_t)c->layers * sizeof *w->layers;
+    dllm_model *m = calloc(1, sizeof *m);
+    dllm_layer *layers = malloc(bytes);
+    if (!m || !layers) {
+        free(m);
+        free(layers);
+        return dllm_fail(DLLM_E_MEMORY, "model: out of memory for %zu bytes", sizeof *m + bytes);
+    }
+    memcpy(layers, w->layers, bytes);
+    *m = (dllm_model){ .device = d, .config = *c, .weights = *w, .act = act };
+    m->weights.layers = layers;
+    *out = m;
+    return 0;
+}
+
+void dllm_model_close(dllm_model *m)
+{
+    if (m) free(m->weights.layers);
+    free(m);
+}
+
+const dllm_config *dllm_model_config(const dllm_model *m) { return &m->config; }
+const dllm_weights *dllm_model_weights(const dllm_model *m) { return &m->weights; }
+dllm_dtype dllm_model_dtype(const dllm_model *m) { return m->act; }

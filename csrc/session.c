@@ -1,0 +1,338 @@
+/* session.c: opens a timeline, with every allocation it will ever make, and runs passes over it. */
+#define _POSIX_C_SOURCE 200809L
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "session.h"
+
+/* ---- memory: everything is taken here, and a failure names what asked for how much -------------------------------------------- */
+static void *take(dllm_session *s, const char *what, int64_t n, size_t size)
+{
+    const dllm_ops *op = s->device.ops;
+    const size_t bytes = (size_t)n * size;
+    if (s->n_blocks < 0) return NULL; /* an earlier one failed: its message stays */
+    void *p = n >= 0 && (n == 0 || bytes / (size_t)n == size) ? op->alloc(&s->device, bytes) : NULL;
+    if (!p) {
+        dllm_fail(DLLM_E_MEMORY, "session: out of memory for %s: %lld x %zu bytes, after %zu bytes were taken", what, (long long)n, size,
+                  s->stats.scratch_bytes + s->stats.cache_bytes);
+        for (int i = 0; i < s->n_blocks; i++) op->free(&s->device, s->blocks[i]);
+        s->n_blocks = -1;
+        return NULL;
+    }
+    s->blocks[s->n_blocks++] = p;
+    s->stats.scratch_bytes += bytes;
+    return p;
+}
+
+static dllm_mat take_mat(dllm_session *s, const char *what, int64_t rows, int64_t cols, dllm_dtype dtype)
+{
+    void *p = take(s, what, rows, (size_t)cols * dllm_dtype_size(dtype));
+    return (dllm_mat){ .data = p, .rows = rows, .cols = cols, .stride = cols, .dtype = dtype };
+}
+
+enum { MAX_BLOCKS = 48 };
+
+static int take_everything(dllm_session *s)
+{
+    const dllm_config *c = &s->model->config;
+    const dllm_dtype act = s->model->act;
+    const int64_t rows = s->rows, wide = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
+    const int64_t kept = s->branches * c->layers * s->kept_slots, head = rows < DLLM_HEAD_ROWS ? rows : DLLM_HEAD_ROWS;
+    s->plans = take(s, "plans", s->n_sequences, sizeof *s->plans);
+    s->layer_rows = take(s, "row sets", s->n_sequences, sizeof *s->layer_rows);
+    s->spans = take(s, "spans", s->n_sequences, sizeof *s->spans);
+    s->times = take(s, "time schedule", dllm_block_steps(&s->params) + 1, sizeof *s->times);
+    s->places = take(s, "row numbers", 8 * rows, sizeof *s->places);
+    s->x = take_mat(s, "residual stream", rows, c->dim, act);
+    s->h = take_mat(s, "normed rows", rows, c->dim, act);
+    s->q = take_mat(s, "queries", rows, wide, act);
+    s->context = take_mat(s, "attention", rows, wide, act);
+    s->gate = take_mat(s, "gate", rows, c->ffn_dim, act);
+    s->up = take_mat(s, "up", rows, c->ffn_dim, act);
+    s->cos = take_mat(s, "rotary cosines", rows, c->head_dim / 2, DLLM_F32);
+    s->sin = take_mat(s, "rotary sines", rows, c->head_dim / 2, DLLM_F32);
+    s->keys = take_mat(s, "keys", kept + rows, kv, act);
+    s->values = take_mat(s, "values", kept + rows, kv, act);
+    for (int b = 0; b < s->branches; b++) {
+        s->ids[b] = take(s, "ids", rows, sizeof(int32_t));
+        s->final[b] = take_mat(s, "final rows", rows, c->dim, act);
+        s->logits[b] = take_mat(s, "logits", head, c->vocab, DLLM_F32);
+    }
+    s->ask = take(s, "asked rows", rows, sizeof *s->ask);
+    s->candidates = take(s, "candidates", rows, sizeof *s->candidates);
+    s->source = take(s, "sources", rows, sizeof *s->source);
+    s->token = take(s, "tokens", rows, sizeof *s->token);
+    s->score = take(s, "scores", rows, sizeof *s->score);
+    s->prob = take(s, "probabilities", rows, sizeof *s->prob);
+    s->priority = take(s, "priorities", rows, sizeof *s->priority);
+    s->order = take(s, "order", rows, sizeof *s->order);
+    s->revealed = take(s, "revealed rows", rows, sizeof *s->revealed);
+    s->row_keys = take(s, "random keys", head, sizeof *s->row_keys);
+    s->device.scratch_bytes = s->device.ops->scratch(&s->device, c, act, rows, rows);
+    s->device.scratch = take(s, "kernel scratch", 1, s->device.scratch_bytes);
+    const size_t slot = 2 * (size_t)kv * dllm_dtype_size(act);
+    s->stats.cache_bytes = (size_t)kept * slot;
+    s->stats.scratch_bytes -= s->n_blocks < 0 ? 0 : s->stats.cache_bytes;
+    return s->n_blocks < 0 ? DLLM_E_MEMORY : 0;
+}
+
+/* ---- opening -------------------------------------------------------------------------------------------------------------------- */
+static int check_prompts(const dllm_model *m, const dllm_params *p, const dllm_prompt *prompts, int n)
+{
+    FAIL_IF(n < 1, DLLM_E_VALUE, "%d prompts: at least one expected", n);
+    int64_t rows = 0;
+    for (int b = 0; b < n; b++) {
+        FAIL_IF(prompts[b].n < 0, DLLM_E_VALUE, "prompt %d has %d ids", b, prompts[b].n);
+        FAIL_IF(prompts[b].condition < 0 || prompts[b].condition > prompts[b].n, DLLM_E_VALUE, "prompt %d: condition %d of %d ids", b,
+                prompts[b].condition, prompts[b].n);
+        FAIL_IF((int64_t)prompts[b].n + p->answer_len == 0, DLLM_E_VALUE, "prompt %d is empty and answer_len is 0", b);
+        for (int32_t i = 0; i < prompts[b].n; i++) {
+            FAIL_IF(prompts[b].ids[i] < 0 || prompts[b].ids[i] >= m->config.vocab, DLLM_E_VALUE,
+                    "prompt %d: id %d at position %d is outside the vocabulary of %d", b, prompts[b].ids[i], i, m->config.vocab);
+        }
+        rows += (int64_t)prompts[b].n + p->answer_len;
+    }
+    const int64_t most = INT32_MAX / (2 * (int64_t)(m->config.layers + 1));
+    FAIL_IF(rows > most, DLLM_E_VALUE, "%lld rows in one batch: at most %lld", (long long)rows, (long long)most);
+    return 0;
+}
+
+/* cos and sin as PyTorch's models compute them: in float32, and rounded to the model's dtype where it says so. */
+void dllm_rope_row(float *cos_row, float *sin_row, int32_t position, int32_t head_dim, float theta)
+{
+    for (int32_t j = 0; j < head_dim / 2; j++) {
+        const float inverse = 1.0f / powf(theta, (float)(2 * j) / (float)head_dim);
+        const float angle = (float)position * inverse;
+        cos_row[j] = cosf(angle);
+        sin_row[j] = sinf(angle);
+    }
+}
+
+static void fill_sequence(dllm_session *s, int b, const dllm_prompt *p, int32_t first)
+{
+    const dllm_config *c = &s->model->config;
+    dllm_sequence *q = &s->sequences[b];
+    *q = (dllm_sequence){ .first = first, .len = p->n + s->params.answer_len, .prompt = p->n, .seed = p->seed, .stream = p->stream };
+    q->condition = p->condition ? p->condition : p->n;
+    for (int32_t r = 0, position = -1; r < q->len; r++) {
+        position = r < p->n && p->positions ? p->positions[r] : position + 1;
+        s->ids[0][first + r] = r < p->n ? p->ids[r] : s->params.mask_id;
+        float *cos_row = dllm_at(s->cos, first + r), *sin_row = dllm_at(s->sin, first + r);
+        dllm_rope_row(cos_row, sin_row, position, c->head_dim, c->rope_theta);
+        for (int32_t j = 0; !c->rope_f32 && j < c->head_dim / 2; j++) {
+            cos_row[j] = dllm_round(cos_row[j], s->model->act);
+            sin_row[j] = dllm_round(sin_row[j], s->model->act);
+        }
+    }
+    q->done = s->params.answer_len == 0;
+    if (!q->done) dllm_open_block(s, q);
+}
+
+static int open_session(dllm_session *s, const dllm_prompt *prompts)
+{
+    s->sequences = take(s, "sequences", s->n_sequences, sizeof *s->sequences);
+    FAIL_IF(!s->sequences, DLLM_E_MEMORY, "%s", dllm_last_error());
+    for (int b = 0; b < s->n_sequences; b++) {
+        const dllm_sequence shape = { .len = prompts[b].n + s->params.answer_len, .prompt = prompts[b].n };
+        s->rows += shape.len;
+        s->kept_slots += s->strategy->slots(s, &shape);
+    }
+    TRY(take_everything(s));
+    dllm_times(s->times, dllm_block_steps(&s->params), s->params.eps);
+    int32_t slot = 0;
+    for (int32_t b = 0, first = 0; b < s->n_sequences; b++) {
+        fill_sequence(s, b, &prompts[b], first);
+        s->sequences[b].slot = slot;
+        slot += s->strategy->slots(s, &s->sequences[b]);
+        first += s->sequences[b].len;
+    }
+    return 0;
+}
+
+static size_t weight_bytes(const dllm_model *m)
+{
+    size_t bytes = 0;
+    const dllm_weights *w = &m->weights;
+    const dllm_mat ends[] = { w->embed, w->norm, w->head };
+    for (int i = 0; i < 3; i++) {
+        const bool again = i == 2 && w->head.data == w->embed.data;
+        bytes += again ? 0 : (size_t)(ends[i].rows * ends[i].cols) * dllm_dtype_size(ends[i].dtype);
+    }
+    for (int l = 0; l < m->config.layers; l++) {
+        const dllm_mat *parts = (const dllm_mat *)&w->layers[l];
+        for (size_t i = 0; i < sizeof(dllm_layer) / sizeof(dllm_mat); i++) {
+            if (parts[i].data) bytes += (size_t)(parts[i].rows * parts[i].cols) * dllm_dtype_size(parts[i].dtype);
+        }
+    }
+    return bytes;
+}
+
+int dllm_session_open(dllm_session **out, dllm_model *m, const dllm_params *p, const dllm_prompt *prompts, int n)
+{
+    *out = NULL;
+    TRY(dllm_check_params(p, &m->config));
+    TRY(check_prompts(m, p, prompts, n));
+    dllm_session *s = calloc(1, sizeof *s);
+    void **blocks = calloc(MAX_BLOCKS, sizeof *blocks);
+    if (!s || !blocks) {
+        free(s);
+        free(blocks);
+        return dllm_fail(DLLM_E_MEMORY, "session: out of memory");
+    }
+    s->model = m;
+    s->device = *m->device;
+    s->params = *p;
+    s->sampling = dllm_sampling_of(p);
+    s->strategy = p->strategy ? p->strategy : &dllm_strategy_none;
+    s->n_sequences = n;
+    s->branches = p->cfg_scale > 0 ? 2 : 1;
+    s->blocks = blocks;
+    s->stats.weight_bytes = weight_bytes(m);
+    const int status = open_session(s, prompts);
+    if (status < 0) {
+        dllm_session_close(s);
+        return status;
+    }
+    *out = s;
+    return 0;
+}
+
+void dllm_session_close(dllm_session *s)
+{
+    if (!s) return;
+    for (int i = 0; i < s->n_blocks; i++) s->device.ops->free(&s->device, s->blocks[i]);
+    free(s->blocks);
+    free(s);
+}
+
+/* ---- looking at it --------------------------------------------------------------------------------------------------------------- */
+int64_t dllm_session_rows(const dllm_session *s) { return s->rows; }
+
+int64_t dllm_session_offset(const dllm_session *s, int b) { return b < s->n_sequences ? s->sequences[b].first : s->rows; }
+
+void dllm_session_stats(const dllm_session *s, dllm_stats *out) { *out = s->stats; }
+
+int dllm_session_tokens(const dllm_session *s, int32_t *out, int64_t n)
+{
+    FAIL_IF(n != s->rows, DLLM_E_VALUE, "room for %lld ids, but the session has %lld rows", (long long)n, (long long)s->rows);
+    memcpy(out, s->ids[0], (size_t)n * sizeof *out);
+    return 0;
+}
+
+int dllm_session_set_tokens(dllm_session *s, const int32_t *ids, int64_t n)
+{
+    FAIL_IF(n != s->rows, DLLM_E_VALUE, "%lld ids for a session of %lld rows", (long long)n, (long long)s->rows);
+    FAIL_IF(s->forwarded, DLLM_E_VALUE, "ids cannot change between forward and decide");
+    for (int64_t i = 0; i < n; i++) {
+        FAIL_IF(ids[i] < 0 || ids[i] >= s->model->config.vocab, DLLM_E_VALUE, "id %d at row %lld is outside the vocabulary of %d", ids[i],
+                (long long)i, s->model->config.vocab);
+    }
+    memcpy(s->ids[0], ids, (size_t)n * sizeof *ids);
+    return 0;
+}
+
+/* ---- passes without a step --------------------------------------------------------------------------------------------------------- */
+double dllm_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* An uncached pass over the current ids that wants every row. Kernel failures surface here. */
+static int pass(dllm_session *s)
+{
+    FAIL_IF(s->forwarded, DLLM_E_VALUE, "a pass between forward and decide would lose the forward");
+    const double start = dllm_seconds();
+    s->n_ask = 0;
+    for (int b = 0; b < s->n_sequences; b++) {
+        dllm_sequence *q = &s->sequences[b];
+        s->plans[b] = (dllm_plan){ 0 };
+        dllm_strategy_none.plan(s, q, &s->plans[b]);
+        q->ask = dllm_range(0, q->len);
+        s->n_ask += q->len;
+    }
+    dllm_forward(s);
+    s->stats.seconds += dllm_seconds() - start;
+    return dllm_check_device(s);
+}
+
+int dllm_check_device(dllm_session *s)
+{
+    const int status = s->device.ops->sync(&s->device);
+    return status < 0 ? dllm_fail(status, "%s", s->device.why) : 0;
+}
+
+/* After a pass asked rows are packed rows: the row that speaks for row r of its sequence. */
+static int32_t speaker(const dllm_session *s, const dllm_sequence *q, int32_t r, bool shifted)
+{
+    return q->first + (shifted && s->model->config.shift_logits && r > 0 ? r - 1 : r);
+}
+
+static const dllm_sequence *sequence_of(const dllm_session *s, int64_t row)
+{
+    int b = 0;
+    while (row >= s->sequences[b].first + s->sequences[b].len) b++;
+    return &s->sequences[b];
+}
+
+static void put_row(dllm_mat out, int64_t row, const float *from)
+{
+    void *to = dllm_at(out, row);
+    for (int64_t j = 0; j < out.cols; j++) dllm_put(to, out.dtype, j, from[j]);
+}
+
+int dllm_session_logits(dllm_session *s, dllm_mat out, bool shifted)
+{
+    FAIL_IF(out.rows != s->rows || out.cols != s->model->config.vocab, DLLM_E_VALUE, "logits [%lld, %lld] wanted, the session gives [%lld, %d]",
+            (long long)out.rows, (long long)out.cols, (long long)s->rows, s->model->config.vocab);
+    FAIL_IF(out.dtype != DLLM_F32 && out.dtype != s->model->act, DLLM_E_TYPE, "logits in %s: float32 or %s expected",
+            dllm_dtype_name(out.dtype), dllm_dtype_name(s->model->act));
+    TRY(pass(s));
+    for (int64_t at = 0; at < s->rows; at += DLLM_HEAD_ROWS) {
+        const int32_t n = (int32_t)(s->rows - at < DLLM_HEAD_ROWS ? s->rows - at : DLLM_HEAD_ROWS);
+        for (int32_t i = 0; i < n; i++) {
+            const dllm_sequence *q = sequence_of(s, at + i);
+            s->candidates[i] = speaker(s, q, (int32_t)(at + i) - q->first, shifted);
+        }
+        dllm_head(s, (dllm_rows){ .idx = s->candidates, .n = n });
+        for (int32_t i = 0; i < n; i++) put_row(out, at + i, dllm_at(s->logits[0], i));
+    }
+    s->n_candidates = 0;
+    return dllm_check_device(s);
+}
+
+int dllm_session_nll(dllm_session *s, const int32_t *rows, const int32_t *targets, int64_t n, float *out)
+{
+    for (int64_t i = 0; i < n; i++) {
+        FAIL_IF(rows[i] < 0 || rows[i] >= s->rows, DLLM_E_VALUE, "row %d of %lld", rows[i], (long long)s->rows);
+        FAIL_IF(targets[i] < 0 || targets[i] >= s->model->config.vocab, DLLM_E_VALUE, "target id %d is outside the vocabulary of %d", targets[i],
+                s->model->config.vocab);
+    }
+    TRY(pass(s));
+    for (int64_t at = 0; at < n; at += DLLM_HEAD_ROWS) {
+        const int32_t m = (int32_t)(n - at < DLLM_HEAD_ROWS ? n - at : DLLM_HEAD_ROWS);
+        for (int32_t i = 0; i < m; i++) {
+            const dllm_sequence *q = sequence_of(s, rows[at + i]);
+            s->candidates[i] = speaker(s, q, rows[at + i] - q->first, true);
+        }
+        dllm_head(s, (dllm_rows){ .idx = s->candidates, .n = m });
+        s->device.ops->nll(&s->device, out + at, s->logits[0], targets + at, m);
+    }
+    s->n_candidates = 0;
+    return dllm_check_device(s);
+}
+
+int dllm_session_hidden(dllm_session *s, void *out, size_t bytes)
+{
+    const dllm_config *c = &s->model->config;
+    const size_t need = (size_t)(c->layers + 1) * (size_t)s->rows * (size_t)c->dim * dllm_dtype_size(s->model->act);
+    FAIL_IF(bytes != need, DLLM_E_VALUE, "room for %zu bytes, the hidden states take %zu", bytes, need);
+    FAIL_IF(s->branches > 1, DLLM_E_VALUE, "hidden states under guidance: two passes, ask without cfg_scale");
+    s->hidden = out;
+    const int status = pass(s);
+    s->hidden = NULL;
+    return status;
+}

@@ -1,0 +1,33 @@
+"""The optional CUDA plug-in: a shared library beside this file, opened on first use."""
+
+import os
+from functools import cache
+
+from . import _core
+
+LIBRARY = os.path.join(os.path.dirname(__file__), "libdllm_cuda.so")
+
+
+@cache
+def state() -> tuple[int, str]:
+    """(number of usable GPUs, one line that says so or why not)."""
+    if not os.path.exists(LIBRARY):
+        return 0, "this build has no CUDA plug-in"
+    try:
+        count = _core.load_cuda(LIBRARY)
+    except _core.DeviceError as error:
+        return 0, str(error)
+    return count, f"{count} GPU{'s' if count != 1 else ''}"
+
+
+def resolve(device: str) -> str:
+    """The core's name of a device. "auto" is the CPU where no GPU is usable; asking for CUDA in vain is a DeviceError."""
+    device = str(device)
+    if device != "auto" and not device.startswith("cuda"):
+        return device
+    count, line = state()
+    if count:
+        return device
+    if device == "auto":
+        return "cpu"
+    raise _core.DeviceError(f"device {device!r}: {line}")

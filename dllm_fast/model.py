@@ -1,0 +1,152 @@
+"""Models: weights that the core can run, from a folder, a hub id, or tensors that are already in memory."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from . import _core, cuda
+from .inputs import Batch, is_tensor
+
+
+def load(path_or_hub_id: str | os.PathLike[str], dtype: str = "auto", device: str = "auto", threads: int | None = None) -> "Model":
+    """Loads a LLaDA or Dream checkpoint: a folder with config.json and *.safetensors, or a hub id.
+
+    Runs no code of the checkpoint, and needs neither torch nor transformers. The files are mapped, not copied.
+    dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16". device: "auto", "cpu", "cuda", "cuda:1".
+    threads: None for as many as this process may use.
+    """
+    device = cuda.resolve(device)
+    folder = _folder(os.fspath(path_or_hub_id))
+    return Model(_core.Model.from_folder(folder, dtype=dtype, device=device, threads=threads or 0))
+
+
+def _folder(name: str) -> str:
+    if os.path.isdir(name):
+        return name
+    if os.path.isabs(name) or name.startswith(".") or name.count("/") != 1:
+        raise FileNotFoundError(f"no checkpoint folder {name!r}, and it is not a hub id of the form owner/name")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise FileNotFoundError(
+            f"no checkpoint folder {name!r}; to fetch it as a hub id, install huggingface_hub (pip install huggingface_hub)"
+        ) from None
+    return str(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+
+
+class Model:
+    """A LLaDA or Dream model. Immutable; any number of threads may generate with it at once."""
+
+    def __init__(self, core: _core.Model) -> None:
+        self.core = core
+
+    @classmethod
+    def from_tensors(
+        cls, config: str, tensors: Mapping[str, Any], dtype: str = "auto", device: str = "auto", threads: int | None = None
+    ) -> "Model":
+        """config: the text of config.json. tensors: official parameter names to tensors or arrays, which are kept, not copied."""
+        return cls(_core.Model.from_tensors(config, tensors, dtype=dtype, device=cuda.resolve(device), threads=threads or 0))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What config.json says, under the core's names: family, layers, heads, dim, vocab, mask_id, ..."""
+        return self.core.config
+
+    @property
+    def dtype(self) -> str:
+        """Of the activations."""
+        return self.core.dtype
+
+    @property
+    def device(self) -> str:
+        return self.core.device
+
+    @property
+    def backend(self) -> str:
+        """Which kernels run: "c", "avx2", ..., "cuda"."""
+        return self.core.backend
+
+    @property
+    def threads(self) -> int:
+        return self.core.threads
+
+    @property
+    def nbytes(self) -> int:
+        """Of all weights."""
+        return self.core.nbytes
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"<dllm_fast.Model {c['family']}: {c['layers']} layers of {c['dim']}, vocabulary {c['vocab']}, {self.nbytes / 1e9:.3g} GB, "
+            f"{self.dtype} on {self.device} ({self.backend}, {self.threads} threads)>"
+        )
+
+    def forward(self, ids: Any, attention_mask: Any = None, position_ids: Any = None) -> Any:
+        """Logits [batch, length, vocab] of one uncached pass, not shifted; 0 at pads. A list of sequences gives a list.
+
+        Tensors in give a tensor of the model's dtype; arrays and lists give float32. position_ids None: LLaDA counts columns,
+        Dream counts real tokens if the mask has a 0.
+        """
+        return self._passes(ids, attention_mask, position_ids, hidden=False)[0]
+
+    def _passes(self, ids: Any, attention_mask: Any, position_ids: Any, hidden: bool) -> tuple[Any, Any]:
+        """(logits, hidden states [layers + 1] or None), in the caller's shape and framework."""
+        batch = Batch(ids, attention_mask, vocab=self.config["vocab"])
+        empty = next((b for b, prompt in enumerate(batch.prompts) if not len(prompt)), None)
+        if empty is not None:
+            raise ValueError(f"row {empty} of {len(batch)} has no tokens: its attention_mask is all 0, or the sequence is empty")
+        positions = batch.column_positions(self.config["family"], position_ids)
+        session = _core.Session(self.core, {"answer_len": 0}, batch.prompts, positions=positions)
+        dtype = self.dtype if is_tensor(batch.like) else "float32"
+        logits = batch.give(batch.place(session.logits(dtype=dtype)), dtype)
+        states = [batch.give(batch.place(h), self.dtype) for h in session.hidden()] if hidden else None
+        return logits, states
+
+    def generate(self, prompt: Any, attention_mask: Any = None, **options: Any) -> Any:
+        """dllm_fast.generate(self, prompt, ...)."""
+        from .generate import generate
+
+        return generate(self, prompt, attention_mask, **options)
+
+    def diffusion_generate(self, ids: Any, attention_mask: Any = None, **options: Any) -> Any:
+        """Dream's way of generating, with DreamGenerationConfig's own defaults. See dllm_fast.diffusion for every option:
+        max_length=20, max_new_tokens=None, steps=512, temperature=0., top_p=None, top_k=None, alg="origin", alg_temp=None, eps=1e-3, ...
+        """
+        from .diffusion import diffusion_generate
+
+        return diffusion_generate(self, ids, attention_mask, **options)
+
+    def log_likelihood(self, prefix: Any, target: Any, **options: Any) -> float:
+        """dllm_fast.log_likelihood(self, prefix, target, ...)."""
+        from .likelihood import log_likelihood
+
+        return log_likelihood(self, prefix, target, **options)
+
+
+def as_model(model: Any) -> Model:
+    """A Model, or the Model behind a Hugging Face object."""
+    if isinstance(model, Model):
+        return model
+    from .hf import engine
+
+    return engine(model)
+
+
+def token(model: Model, name: str, given: int | None) -> int:
+    """A special token: the caller's, else the config's; -1 if neither says."""
+    if given is None:
+        return int(model.config[name])
+    if not 0 <= int(np.int64(given)) < model.config["vocab"]:
+        raise ValueError(f"{name} {given} is outside 0..{model.config['vocab'] - 1}")
+    return int(given)
+
+
+def mask_token(model: Model, given: int | None) -> int:
+    """The mask id, which every request needs."""
+    mask_id = token(model, "mask_id", given)
+    if mask_id < 0:
+        raise ValueError("config.json does not say mask_token_id: pass mask_id=")
+    return mask_id

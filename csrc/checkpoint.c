@@ -70,8 +70,7 @@ static int resolve(char path[PATH_MAX], const char *folder, const char *name)
     char link[PATH_MAX];
     TRY(join(link, folder, name));
     FAIL_IF(!realpath(link, path), DLLM_E_FILE, "%.800s: %s", link, strerror(errno));
-    FAIL_IF(!is_inside(path, folder) && !is_blob(path, folder), DLLM_E_CHECKPOINT, "%.400s is a link out of the folder, to %.400s", link,
-            path);
+    REFUSE_IF(!is_inside(path, folder) && !is_blob(path, folder), "%.400s is a link out of the folder, to %.400s", link, path);
     return 0;
 }
 
@@ -100,9 +99,8 @@ static int open_shard(dllm_checkpoint *c, const char *name)
     char path[PATH_MAX];
     for (int i = c->n_shards - 1; i >= 0; i--)
         if (strcmp(c->shards[i].name, name) == 0) return i;
-    FAIL_IF(name[0] == 0 || strchr(name, '/') || strstr(name, ".."), DLLM_E_CHECKPOINT, "shard name \"%.200s\" is not the name of a file",
-            name);
-    FAIL_IF(c->n_shards == MAX_SHARDS, DLLM_E_CHECKPOINT, "more than %d shards", MAX_SHARDS);
+    REFUSE_IF(name[0] == 0 || strchr(name, '/') || strstr(name, ".."), "shard name \"%.200s\" is not the name of a file", name);
+    REFUSE_IF(c->n_shards == MAX_SHARDS, "more than %d shards", MAX_SHARDS);
     shard *more = realloc(c->shards, ((size_t)c->n_shards + 1) * sizeof *more);
     FAIL_IF(!more, DLLM_E_MEMORY, "out of memory: a list of %d shards", c->n_shards + 1);
     c->shards = more;
@@ -125,17 +123,16 @@ static int read_places(dllm_checkpoint *c)
 {
     const dllm_json *map = NULL;
     if (c->index->kind == DLLM_JSON_OBJECT) TRY(dllm_json_get(&map, c->index, "weight_map"));
-    FAIL_IF(!map || map->kind != DLLM_JSON_OBJECT, DLLM_E_CHECKPOINT, "no weight_map");
+    REFUSE_IF(!map || map->kind != DLLM_JSON_OBJECT, "no weight_map");
     c->places = calloc(map->span, sizeof *c->places);
     FAIL_IF(!c->places, DLLM_E_MEMORY, "out of memory: a list of %u tensors", map->span);
     for (const dllm_json *k = dllm_json_first(map); k < dllm_json_next(map); k = dllm_json_next(k + 1)) {
-        FAIL_IF(k[1].kind != DLLM_JSON_STRING, DLLM_E_CHECKPOINT, "weight_map does not say the file of tensor %.200s", k->string);
+        REFUSE_IF(k[1].kind != DLLM_JSON_STRING, "weight_map does not say the file of tensor %.200s", k->string);
         c->places[c->n_places++] = (place){ .tensor = k->string, .file = k[1].string };
     }
     qsort(c->places, c->n_places, sizeof *c->places, compare_places);
     for (size_t i = 1; i < c->n_places; i++)
-        FAIL_IF(compare_places(&c->places[i - 1], &c->places[i]) == 0, DLLM_E_CHECKPOINT, "tensor %.200s is there twice",
-                c->places[i].tensor);
+        REFUSE_IF(compare_places(&c->places[i - 1], &c->places[i]) == 0, "tensor %.200s is there twice", c->places[i].tensor);
     return 0;
 }
 
@@ -144,15 +141,15 @@ static int check_places(const dllm_checkpoint *c)
 {
     for (size_t i = 0; i < c->n_places; i++) {
         const place *p = &c->places[i];
-        FAIL_IF(!dllm_safetensors_find(&c->shards[p->shard].file, p->tensor), DLLM_E_CHECKPOINT, "tensor %.200s is not in %.200s",
-                p->tensor, p->file);
+        REFUSE_IF(!dllm_safetensors_find(&c->shards[p->shard].file, p->tensor), "tensor %.200s is not in %.200s", p->tensor,
+                  p->file);
     }
     for (int s = 0; s < c->n_shards; s++) {
         const dllm_safetensors *file = &c->shards[s].file;
         for (size_t i = 0; i < file->n; i++) {
             const place *p = find_place(c, file->tensors[i].name);
-            FAIL_IF(p && p->shard != s, DLLM_E_CHECKPOINT, "tensor %.200s is there twice, in %.200s and in %.200s", p->tensor, p->file,
-                    c->shards[s].name);
+            REFUSE_IF(p && p->shard != s, "tensor %.200s is there twice, in %.200s and in %.200s", p->tensor, p->file,
+                      c->shards[s].name);
         }
     }
     return 0;
@@ -186,7 +183,8 @@ static int open_files(dllm_checkpoint *c)
 {
     if (exists(c->folder, "model.safetensors")) return open_shard(c, "model.safetensors");
     FAIL_IF(!exists(c->folder, "model.safetensors.index.json"), DLLM_E_FILE,
-            "%.400s has neither model.safetensors nor model.safetensors.index.json; other formats of weights are not read", c->folder);
+            "%.400s has neither model.safetensors nor model.safetensors.index.json; other formats of weights are not read",
+            c->folder);
     return open_shards(c);
 }
 

@@ -61,8 +61,8 @@ static int get_bool(bool *out, const reader *r, const char *key, bool otherwise)
 {
     const dllm_json *v;
     TRY(get(&v, r, key));
-    FAIL_IF(v && v->kind != DLLM_JSON_TRUE && v->kind != DLLM_JSON_FALSE, DLLM_E_CHECKPOINT, "%s = %s; true or false expected", key,
-            show(r, v).text);
+    REFUSE_IF(v && v->kind != DLLM_JSON_TRUE && v->kind != DLLM_JSON_FALSE, "%s = %s; true or false expected", key,
+              show(r, v).text);
     *out = v ? v->kind == DLLM_JSON_TRUE : otherwise;
     return 0;
 }
@@ -73,9 +73,9 @@ static int get_int(int32_t *out, const reader *r, const char *key, int32_t low, 
 {
     const dllm_json *v;
     TRY(get(&v, r, key));
-    FAIL_IF(!v && otherwise == NEEDED, DLLM_E_CHECKPOINT, "no %s", key);
-    FAIL_IF(v && (v->kind != DLLM_JSON_NUMBER || !v->integral || v->integer < low || v->integer > high), DLLM_E_CHECKPOINT,
-            "%s = %s; an integer from %d to %d expected", key, show(r, v).text, (int)low, (int)high);
+    REFUSE_IF(!v && otherwise == NEEDED, "no %s", key);
+    REFUSE_IF(v && (v->kind != DLLM_JSON_NUMBER || !v->integral || v->integer < low || v->integer > high),
+              "%s = %s; an integer from %d to %d expected", key, show(r, v).text, (int)low, (int)high);
     *out = v ? (int32_t)v->integer : otherwise;
     return 0;
 }
@@ -85,7 +85,7 @@ static int get_float(float *out, const reader *r, const char *key, float otherwi
     const dllm_json *v;
     TRY(get(&v, r, key));
     *out = !v ? otherwise : v->kind != DLLM_JSON_NUMBER ? 0 : v->integral ? (float)v->integer : (float)v->number;
-    FAIL_IF(!(*out > 0) || !isfinite(*out), DLLM_E_CHECKPOINT, "%s = %s; a positive number expected", key, show(r, v).text);
+    REFUSE_IF(!(*out > 0) || !isfinite(*out), "%s = %s; a positive number expected", key, show(r, v).text);
     return 0;
 }
 
@@ -95,8 +95,8 @@ static int get_id(int32_t *out, const reader *r, const char *key, int32_t vocab)
     const dllm_json *v;
     TRY(get(&v, r, key));
     if (v && v->kind == DLLM_JSON_ARRAY) v = v->span > 1 ? dllm_json_first(v) : NULL;
-    FAIL_IF(v && (v->kind != DLLM_JSON_NUMBER || !v->integral || v->integer < -1 || v->integer >= vocab), DLLM_E_CHECKPOINT,
-            "%s = %s; a token of the %d in the vocabulary expected", key, show(r, v).text, (int)vocab);
+    REFUSE_IF(v && (v->kind != DLLM_JSON_NUMBER || !v->integral || v->integer < -1 || v->integer >= vocab),
+              "%s = %s; a token of the %d in the vocabulary expected", key, show(r, v).text, (int)vocab);
     *out = v ? (int32_t)v->integer : -1;
     return 0;
 }
@@ -137,9 +137,9 @@ static int check_rules(const reader *r, const rule *rules, size_t n)
     for (const rule *p = rules; p < rules + n; p++) {
         const dllm_json *v;
         TRY(get(&v, r, p->key));
-        FAIL_IF(!v && strcmp(p->absent, p->ours) != 0, DLLM_E_CHECKPOINT, "%s is absent, which means %s, and that is not supported; %s is",
-                p->key, p->absent, p->ours);
-        FAIL_IF(v && !is_word(r, v, p->ours), DLLM_E_CHECKPOINT, "%s = %s is not supported; %s is", p->key, show(r, v).text, p->ours);
+        REFUSE_IF(!v && strcmp(p->absent, p->ours) != 0, "%s is absent, which means %s, and that is not supported; %s is", p->key,
+                  p->absent, p->ours);
+        REFUSE_IF(v && !is_word(r, v, p->ours), "%s = %s is not supported; %s is", p->key, show(r, v).text, p->ours);
     }
     return 0;
 }
@@ -154,11 +154,10 @@ static int refuse_experts(const reader *r)
     const shown name = architectures ? show(r, architectures) : (shown){ "absent" };
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         TRY(get(&v, r, keys[i]));
-        FAIL_IF(v, DLLM_E_CHECKPOINT, "mixture of experts is not supported: architectures = %s, %s = %s", name.text, keys[i],
-                show(r, v).text);
+        REFUSE_IF(v, "mixture of experts is not supported: architectures = %s, %s = %s", name.text, keys[i], show(r, v).text);
     }
-    FAIL_IF(strstr(name.text, "MoE") || strstr(name.text, "Moe"), DLLM_E_CHECKPOINT,
-            "mixture of experts is not supported: architectures = %s", name.text);
+    REFUSE_IF(strstr(name.text, "MoE") || strstr(name.text, "Moe"), "mixture of experts is not supported: architectures = %s",
+              name.text);
     return 0;
 }
 
@@ -168,20 +167,21 @@ static int read_family(dllm_family *out, const reader *r)
     static const char *const starts[] = { [DLLM_LLADA] = "LLaDAModel", [DLLM_DREAM] = "Dream" };
     const dllm_json *type, *architectures;
     TRY(get(&type, r, "model_type"));
-    FAIL_IF(!type, DLLM_E_CHECKPOINT, "no model_type; \"llada\" or \"Dream\" expected");
-    FAIL_IF(!is_word(r, type, "\"llada\"") && !is_word(r, type, "\"Dream\""), DLLM_E_CHECKPOINT,
-            "model_type = %s is not supported; \"llada\" and \"Dream\" are", show(r, type).text);
+    REFUSE_IF(!type, "no model_type; \"llada\" or \"Dream\" expected");
+    REFUSE_IF(!is_word(r, type, "\"llada\"") && !is_word(r, type, "\"Dream\""),
+              "model_type = %s is not supported; \"llada\" and \"Dream\" are", show(r, type).text);
     *out = is_word(r, type, "\"llada\"") ? DLLM_LLADA : DLLM_DREAM;
 
     TRY(get(&architectures, r, "architectures"));
     if (!architectures) return 0;
     const dllm_json *name = architectures->kind == DLLM_JSON_ARRAY && architectures->span > 1 ? architectures + 1 : architectures;
-    FAIL_IF(name->kind != DLLM_JSON_STRING || strncmp(name->string, starts[*out], strlen(starts[*out])) != 0, DLLM_E_CHECKPOINT,
-            "architectures = %s with model_type %s is not supported; %s is", show(r, architectures).text, show(r, type).text,
-            *out == DLLM_LLADA ? "LLaDAModelLM" : "DreamModel");
+    REFUSE_IF(name->kind != DLLM_JSON_STRING || strncmp(name->string, starts[*out], strlen(starts[*out])) != 0,
+              "architectures = %s with model_type %s is not supported; %s is", show(r, architectures).text, show(r, type).text,
+              *out == DLLM_LLADA ? "LLaDAModelLM" : "DreamModel");
     /* Dream's reasoning variants: blocks of 32, and logits that stand where their tokens do. */
-    FAIL_IF(strcmp(name->string, "DreamForCausalLM") == 0, DLLM_E_CHECKPOINT,
-            "architectures = %s is not supported: its logits are not shifted as those of DreamModel", show(r, architectures).text);
+    REFUSE_IF(strcmp(name->string, "DreamForCausalLM") == 0,
+              "architectures = %s is not supported: its logits are not shifted as those of DreamModel",
+              show(r, architectures).text);
     return 0;
 }
 
@@ -191,13 +191,13 @@ enum { MAX_DIM = 1 << 20, MAX_HEADS = 1024, MAX_VOCAB = 1 << 24 };
 /* dim over heads, unless the text says otherwise. */
 static int read_head_dim(dllm_config *c, const reader *r)
 {
-    FAIL_IF(c->heads % c->kv_heads != 0, DLLM_E_CHECKPOINT, "%d heads cannot share %d key-value heads evenly", c->heads, c->kv_heads);
+    REFUSE_IF(c->heads % c->kv_heads != 0, "%d heads cannot share %d key-value heads evenly", c->heads, c->kv_heads);
     TRY(get_int(&c->head_dim, r, "head_dim", 2, 1 << 16, 0));
     if (c->head_dim == 0) {
-        FAIL_IF(c->dim % c->heads != 0, DLLM_E_CHECKPOINT, "%d columns cannot be divided among %d heads", c->dim, c->heads);
+        REFUSE_IF(c->dim % c->heads != 0, "%d columns cannot be divided among %d heads", c->dim, c->heads);
         c->head_dim = c->dim / c->heads;
     }
-    FAIL_IF(c->head_dim % 2 != 0, DLLM_E_CHECKPOINT, "heads of %d columns cannot be rotated: the number is odd", c->head_dim);
+    REFUSE_IF(c->head_dim % 2 != 0, "heads of %d columns cannot be rotated: the number is odd", c->head_dim);
     return 0;
 }
 
@@ -208,11 +208,11 @@ static int read_rope(dllm_config *c, const reader *r)
     TRY(get_float(&c->rope_theta, r, "rope_theta", 10000));
     TRY(get(&parameters, r, "rope_parameters"));
     if (!parameters) return 0;
-    FAIL_IF(parameters->kind != DLLM_JSON_OBJECT, DLLM_E_CHECKPOINT, "rope_parameters = %s; an object expected", show(r, parameters).text);
+    REFUSE_IF(parameters->kind != DLLM_JSON_OBJECT, "rope_parameters = %s; an object expected", show(r, parameters).text);
     const reader inside = { .object = parameters, .text = r->text };
     TRY(get(&type, &inside, "rope_type"));
-    FAIL_IF(type && !is_word(r, type, "\"default\""), DLLM_E_CHECKPOINT, "rope_parameters: rope_type = %s is not supported; \"default\" is",
-            show(r, type).text);
+    REFUSE_IF(type && !is_word(r, type, "\"default\""), "rope_parameters: rope_type = %s is not supported; \"default\" is",
+              show(r, type).text);
     return get_float(&c->rope_theta, &inside, "rope_theta", c->rope_theta);
 }
 
@@ -236,16 +236,16 @@ static int read_llada(dllm_config *c, const reader *r)
     TRY(get_int(&c->heads, r, "n_heads", 1, MAX_HEADS, NEEDED));
     TRY(get_bool(&one_kv_head, r, "multi_query_attention", false));
     TRY(get_int(&c->kv_heads, r, "n_kv_heads", 1, MAX_HEADS, one_kv_head ? 1 : c->heads));
-    FAIL_IF(one_kv_head && c->kv_heads != 1, DLLM_E_CHECKPOINT, "multi_query_attention = true with n_kv_heads = %d", c->kv_heads);
+    REFUSE_IF(one_kv_head && c->kv_heads != 1, "multi_query_attention = true with n_kv_heads = %d", c->kv_heads);
 
     TRY(get_int(&ratio, r, "mlp_ratio", 1, 1024, 4));
     TRY(get_int(&c->ffn_dim, r, "mlp_hidden_size", 1, MAX_DIM, 0));
     if (c->ffn_dim == 0) c->ffn_dim = ratio * c->dim;
-    FAIL_IF(c->ffn_dim > MAX_DIM, DLLM_E_CHECKPOINT, "mlp_ratio = %d times d_model = %d is more than %d", ratio, c->dim, MAX_DIM);
+    REFUSE_IF(c->ffn_dim > MAX_DIM, "mlp_ratio = %d times d_model = %d is more than %d", ratio, c->dim, MAX_DIM);
 
     TRY(get_int(&vocab, r, "vocab_size", 1, MAX_VOCAB, NEEDED));
     TRY(get_int(&c->vocab, r, "embedding_size", 1, MAX_VOCAB, vocab));
-    FAIL_IF(c->vocab < vocab, DLLM_E_CHECKPOINT, "embedding_size = %d is less than vocab_size = %d", c->vocab, vocab);
+    REFUSE_IF(c->vocab < vocab, "embedding_size = %d is less than vocab_size = %d", c->vocab, vocab);
     TRY(get_int(&c->max_len, r, "max_sequence_length", 1, 1 << 30, 1024));
     TRY(get_float(&c->norm_eps, r, "rms_norm_eps", 1e-5f));
     TRY(get_bool(&c->tied_head, r, "weight_tying", true));
@@ -276,14 +276,14 @@ static int read_dtype(dllm_config *c, bool *has_dtype, const reader *r)
     *has_dtype = v != NULL;
     int dtype = DLLM_F32;
     while (v && dtype <= DLLM_F16 && (v->kind != DLLM_JSON_STRING || strcmp(v->string, dtype_names[dtype]) != 0)) dtype++;
-    FAIL_IF(dtype > DLLM_F16, DLLM_E_CHECKPOINT, "%s = %s is not supported; float32, bfloat16 and float16 are", key, show(r, v).text);
+    REFUSE_IF(dtype > DLLM_F16, "%s = %s is not supported; float32, bfloat16 and float16 are", key, show(r, v).text);
     c->dtype = (dllm_dtype)dtype;
     return 0;
 }
 
 static int read_config(dllm_config *c, bool *has_dtype, const reader *r)
 {
-    FAIL_IF(r->object->kind != DLLM_JSON_OBJECT, DLLM_E_CHECKPOINT, "a JSON object expected");
+    REFUSE_IF(r->object->kind != DLLM_JSON_OBJECT, "a JSON object expected");
     TRY(refuse_experts(r));
     TRY(read_family(&c->family, r));
     TRY(check_rules(r, common_rules, sizeof common_rules / sizeof *common_rules));

@@ -117,7 +117,9 @@ void dllm_device_close(dllm_device *d);
 const char *dllm_device_name(const dllm_device *d); /* "cpu" or "cuda:0" */
 const char *dllm_device_backend(const dllm_device *d); /* which kernels run: "c", "avx2", "avx512bf16", "amx", "cuda" */
 int dllm_device_threads(const dllm_device *d);
-int dllm_cuda_load(const char *path); /* opens the CUDA plug-in; its device count, or DLLM_E_DEVICE and one line that says why */
+/* Opens the CUDA plug-in, libdllm_cuda.so beside this library if path is NULL: its device count, or DLLM_E_DEVICE and one line that
+ * says why. Once open it stays open, and later paths are ignored. */
+int dllm_cuda_load(const char *path);
 
 /* The model borrows the device and everything the weights point to: keep both until it is closed. act: the dtype of
  * activations; weights of any dtype go with any activations, exactly. */
@@ -127,6 +129,7 @@ void dllm_model_close(dllm_model *m);
 const dllm_config *dllm_model_config(const dllm_model *m);
 const dllm_weights *dllm_model_weights(const dllm_model *m);
 dllm_dtype dllm_model_dtype(const dllm_model *m);
+size_t dllm_model_bytes(const dllm_model *m); /* of all weights */
 
 /* ---- what one request wants ------------------------------------------------------------------------------------------------ */
 typedef enum {                 /* when to reveal how many rows */

@@ -58,12 +58,14 @@ static void put_utf8(parser *p, uint32_t c)
 
 static int read_hex4(parser *p, uint32_t *out)
 {
+    static const char digits[] = "0123456789abcdefABCDEF";
     *out = 0;
     for (int i = 0; i < 4; i++, p->at++) {
         const char c = peek(p);
-        const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-        if (digit < 0) return fail(p, "four hexadecimal digits expected");
-        *out = *out << 4 | (uint32_t)digit;
+        const char *digit = c ? strchr(digits, c) : NULL;
+        if (!digit) return fail(p, "four hexadecimal digits expected");
+        const int value = (int)(digit - digits);
+        *out = *out << 4 | (uint32_t)(value < 16 ? value : value - 6);
     }
     return 0;
 }
@@ -304,9 +306,9 @@ static size_t count_values(const char *text, size_t n)
 int dllm_json_parse(dllm_json **out, const char *text, size_t n)
 {
     *out = NULL;
-    FAIL_IF(n > DLLM_JSON_MAX_BYTES, DLLM_E_CHECKPOINT, "%zu bytes of JSON; at most %d are read", n, DLLM_JSON_MAX_BYTES);
+    REFUSE_IF(n > DLLM_JSON_MAX_BYTES, "%zu bytes of JSON; at most %d are read", n, DLLM_JSON_MAX_BYTES);
     const size_t count = count_values(text, n);
-    FAIL_IF(count > DLLM_JSON_MAX_VALUES, DLLM_E_CHECKPOINT, "about %zu JSON values; at most %d are read", count, DLLM_JSON_MAX_VALUES);
+    REFUSE_IF(count > DLLM_JSON_MAX_VALUES, "about %zu JSON values; at most %d are read", count, DLLM_JSON_MAX_VALUES);
     /* A decoded string with its zero byte is shorter than what it was read from, so n bytes hold all strings. */
     const size_t bytes = count * sizeof(dllm_json) + n;
     dllm_json *values = malloc(bytes);
@@ -325,7 +327,7 @@ int dllm_json_get(const dllm_json **out, const dllm_json *object, const char *ke
     *out = NULL;
     for (const dllm_json *k = dllm_json_first(object); k < dllm_json_next(object); k = dllm_json_next(k + 1)) {
         if (strcmp(k->string, key) != 0) continue;
-        FAIL_IF(*out, DLLM_E_CHECKPOINT, "\"%s\" is there twice", key);
+        REFUSE_IF(*out, "\"%s\" is there twice", key);
         *out = k + 1;
     }
     return 0;

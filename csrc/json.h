@@ -8,6 +8,9 @@
 #define DLLM_JSON_H
 #include "error.h"
 
+/* What is wrong with a stranger's file. */
+#define REFUSE_IF(condition, ...) FAIL_IF(condition, DLLM_E_CHECKPOINT, __VA_ARGS__)
+
 enum { DLLM_JSON_MAX_BYTES = 100000000, DLLM_JSON_MAX_VALUES = 8000000, DLLM_JSON_MAX_DEPTH = 64 };
 
 typedef enum {

@@ -34,3 +34,21 @@ void dllm_model_close(dllm_model *m)
 const dllm_config *dllm_model_config(const dllm_model *m) { return &m->config; }
 const dllm_weights *dllm_model_weights(const dllm_model *m) { return &m->weights; }
 dllm_dtype dllm_model_dtype(const dllm_model *m) { return m->act; }
+
+size_t dllm_model_bytes(const dllm_model *m)
+{
+    size_t bytes = 0;
+    const dllm_weights *w = &m->weights;
+    const dllm_mat ends[] = { w->embed, w->norm, w->head };
+    for (int i = 0; i < 3; i++) {
+        const bool again = i == 2 && w->head.data == w->embed.data;
+        bytes += again ? 0 : (size_t)(ends[i].rows * ends[i].cols) * dllm_dtype_size(ends[i].dtype);
+    }
+    for (int l = 0; l < m->config.layers; l++) {
+        const dllm_mat *parts = (const dllm_mat *)&w->layers[l];
+        for (size_t i = 0; i < sizeof(dllm_layer) / sizeof(dllm_mat); i++) {
+            if (parts[i].data) bytes += (size_t)(parts[i].rows * parts[i].cols) * dllm_dtype_size(parts[i].dtype);
+        }
+    }
+    return bytes;
+}

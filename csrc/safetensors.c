@@ -17,10 +17,9 @@ static const struct {
     const char *name;
     unsigned bits;
 } dtypes[] = {
-    { "BF16", 16 }, { "F16", 16 },    { "F32", 32 },     { "F64", 64 },     { "I8", 8 },           { "I16", 16 },         { "I32", 32 },
-    { "I64", 64 },  { "U8", 8 },      { "U16", 16 },     { "U32", 32 },     { "U64", 64 },         { "BOOL", 8 },         { "C64", 64 },
-    { "F4", 4 },    { "F6_E2M3", 6 }, { "F6_E3M2", 6 },  { "F8_E4M3", 8 },  { "F8_E5M2", 8 },      { "F8_E8M0", 8 },      { "F8_E4M3FNUZ", 8 },
-    { "F8_E5M2FNUZ", 8 },
+    { "BF16", 16 }, { "F16", 16 }, { "F32", 32 }, { "F64", 64 }, { "I8", 8 }, { "I16", 16 }, { "I32", 32 }, { "I64", 64 },
+    { "U8", 8 }, { "U16", 16 }, { "U32", 32 }, { "U64", 64 }, { "BOOL", 8 }, { "C64", 64 }, { "F4", 4 }, { "F6_E2M3", 6 },
+    { "F6_E3M2", 6 }, { "F8_E4M3", 8 }, { "F8_E5M2", 8 }, { "F8_E8M0", 8 }, { "F8_E4M3FNUZ", 8 }, { "F8_E5M2FNUZ", 8 },
 };
 
 /* ---- files ----------------------------------------------------------------------------------------------------------------- */
@@ -60,9 +59,9 @@ static int get_field(const dllm_json **out, const dllm_json *key, const char *fi
 {
     const int status = dllm_json_get(out, key + 1, field);
     if (status < 0) return dllm_fail(status, "tensor %.200s: %s", key->string, dllm_last_error());
-    FAIL_IF(!*out, DLLM_E_CHECKPOINT, "tensor %.200s has no %s", key->string, field);
-    FAIL_IF((*out)->kind != kind, DLLM_E_CHECKPOINT, "tensor %.200s: %s is not %s", key->string, field,
-            kind == DLLM_JSON_STRING ? "a string" : "an array");
+    REFUSE_IF(!*out, "tensor %.200s has no %s", key->string, field);
+    REFUSE_IF((*out)->kind != kind, "tensor %.200s: %s is not %s", key->string, field,
+              kind == DLLM_JSON_STRING ? "a string" : "an array");
     return 0;
 }
 
@@ -73,14 +72,14 @@ static int measure(size_t *bytes, const char *name, const char *dtype, const dll
 {
     size_t i = 0, bits = 0;
     while (i < sizeof dtypes / sizeof *dtypes && strcmp(dtypes[i].name, dtype) != 0) i++;
-    FAIL_IF(i == sizeof dtypes / sizeof *dtypes, DLLM_E_CHECKPOINT, "tensor %.200s has unknown dtype %.50s", name, dtype);
+    REFUSE_IF(i == sizeof dtypes / sizeof *dtypes, "tensor %.200s has unknown dtype %.50s", name, dtype);
     bits = dtypes[i].bits;
     for (const dllm_json *v = dllm_json_first(shape); v < dllm_json_next(shape); v = dllm_json_next(v)) {
-        FAIL_IF(!is_size(v), DLLM_E_CHECKPOINT, "tensor %.200s: shape must hold non-negative integers", name);
-        FAIL_IF(__builtin_mul_overflow(bits, (uint64_t)v->integer, &bits), DLLM_E_CHECKPOINT,
-                "tensor %.200s: shape overflows at dimension %lld", name, (long long)v->integer);
+        REFUSE_IF(!is_size(v), "tensor %.200s: shape must hold non-negative integers", name);
+        REFUSE_IF(__builtin_mul_overflow(bits, (uint64_t)v->integer, &bits), "tensor %.200s: shape overflows at dimension %lld",
+                  name, (long long)v->integer);
     }
-    FAIL_IF(bits % 8 != 0, DLLM_E_CHECKPOINT, "tensor %.200s: %zu bits of %s are no whole bytes", name, bits, dtype);
+    REFUSE_IF(bits % 8 != 0, "tensor %.200s: %zu bits of %s are no whole bytes", name, bits, dtype);
     *bytes = bits / 8;
     return 0;
 }
@@ -88,7 +87,7 @@ static int measure(size_t *bytes, const char *name, const char *dtype, const dll
 static int read_tensor(dllm_tensor *t, const dllm_json *key, const unsigned char *data, size_t size)
 {
     const dllm_json *dtype, *offsets;
-    FAIL_IF(key[1].kind != DLLM_JSON_OBJECT, DLLM_E_CHECKPOINT, "tensor %.200s is not described by an object", key->string);
+    REFUSE_IF(key[1].kind != DLLM_JSON_OBJECT, "tensor %.200s is not described by an object", key->string);
     t->name = key->string;
     TRY(get_field(&dtype, key, "dtype", DLLM_JSON_STRING));
     TRY(get_field(&t->shape, key, "shape", DLLM_JSON_ARRAY));
@@ -97,19 +96,22 @@ static int read_tensor(dllm_tensor *t, const dllm_json *key, const unsigned char
     TRY(measure(&t->bytes, t->name, t->dtype, t->shape));
 
     const dllm_json *first = dllm_json_first(offsets);
-    FAIL_IF(offsets->span != 3 || !is_size(first) || !is_size(first + 1), DLLM_E_CHECKPOINT,
-            "tensor %.200s: data_offsets must be two non-negative integers", t->name);
+    REFUSE_IF(offsets->span != 3 || !is_size(first) || !is_size(first + 1),
+              "tensor %.200s: data_offsets must be two non-negative integers", t->name);
     const uint64_t begin = (uint64_t)first->integer, end = (uint64_t)first[1].integer;
-    FAIL_IF(begin > end || end > size, DLLM_E_CHECKPOINT, "tensor %.200s: data_offsets [%llu, %llu] do not lie in %zu bytes of data",
-            t->name, (unsigned long long)begin, (unsigned long long)end, size);
-    FAIL_IF(end - begin != t->bytes, DLLM_E_CHECKPOINT, "tensor %.200s has %llu bytes; its dtype and shape ask for %zu", t->name,
-            (unsigned long long)(end - begin), t->bytes);
+    REFUSE_IF(begin > end || end > size, "tensor %.200s: data_offsets [%llu, %llu] do not lie in %zu bytes of data", t->name,
+              (unsigned long long)begin, (unsigned long long)end, size);
+    REFUSE_IF(end - begin != t->bytes, "tensor %.200s has %llu bytes; its dtype and shape ask for %zu", t->name,
+              (unsigned long long)(end - begin), t->bytes);
     t->data = data + begin;
     return 0;
 }
 
 /* ---- the whole header ------------------------------------------------------------------------------------------------------ */
-static int compare_names(const void *a, const void *b) { return strcmp(((const dllm_tensor *)a)->name, ((const dllm_tensor *)b)->name); }
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(((const dllm_tensor *)a)->name, ((const dllm_tensor *)b)->name);
+}
 
 /* By place; an empty tensor comes before the one that begins where it lies. */
 static int compare_places(const void *a, const void *b)
@@ -126,11 +128,11 @@ static int check_places(dllm_safetensors *s, const unsigned char *data, size_t s
     for (size_t i = 0; i < s->n; i++) {
         const dllm_tensor *t = &s->tensors[i];
         const unsigned char *begin = t->data;
-        FAIL_IF(begin < end, DLLM_E_CHECKPOINT, "tensors %.200s and %.200s overlap", s->tensors[i - 1].name, t->name);
-        FAIL_IF(begin > end, DLLM_E_CHECKPOINT, "%zu bytes before tensor %.200s belong to no tensor", (size_t)(begin - end), t->name);
+        REFUSE_IF(begin < end, "tensors %.200s and %.200s overlap", s->tensors[i - 1].name, t->name);
+        REFUSE_IF(begin > end, "%zu bytes before tensor %.200s belong to no tensor", (size_t)(begin - end), t->name);
         end = begin + t->bytes;
     }
-    FAIL_IF(end != data + size, DLLM_E_CHECKPOINT, "%zu bytes at the end belong to no tensor", (size_t)(data + size - end));
+    REFUSE_IF(end != data + size, "%zu bytes at the end belong to no tensor", (size_t)(data + size - end));
     return 0;
 }
 
@@ -138,8 +140,7 @@ static int sort_names(dllm_safetensors *s)
 {
     qsort(s->tensors, s->n, sizeof *s->tensors, compare_names);
     for (size_t i = 1; i < s->n; i++)
-        FAIL_IF(strcmp(s->tensors[i - 1].name, s->tensors[i].name) == 0, DLLM_E_CHECKPOINT, "tensor %.200s is there twice",
-                s->tensors[i].name);
+        REFUSE_IF(strcmp(s->tensors[i - 1].name, s->tensors[i].name) == 0, "tensor %.200s is there twice", s->tensors[i].name);
     return 0;
 }
 
@@ -148,7 +149,7 @@ static int check_metadata(const dllm_json *metadata)
     bool strings = metadata->kind == DLLM_JSON_OBJECT;
     for (const dllm_json *k = dllm_json_first(metadata); strings && k < dllm_json_next(metadata); k = dllm_json_next(k + 1))
         strings = k[1].kind == DLLM_JSON_STRING;
-    FAIL_IF(!strings, DLLM_E_CHECKPOINT, "__metadata__ is not an object of strings");
+    REFUSE_IF(!strings, "__metadata__ is not an object of strings");
     return 0;
 }
 
@@ -170,12 +171,12 @@ static int read_tensors(dllm_safetensors *s, const unsigned char *data, size_t s
 static int read_file(dllm_safetensors *s, const unsigned char *file, size_t size)
 {
     uint64_t length = 0;
-    FAIL_IF(size < 8, DLLM_E_CHECKPOINT, "%zu bytes are too few for a safetensors file", size);
+    REFUSE_IF(size < 8, "%zu bytes are too few for a safetensors file", size);
     for (int i = 7; i >= 0; i--) length = length << 8 | file[i];
-    FAIL_IF(length > DLLM_JSON_MAX_BYTES, DLLM_E_CHECKPOINT, "a header of %llu bytes; at most %d are read", (unsigned long long)length,
-            DLLM_JSON_MAX_BYTES);
-    FAIL_IF(length > size - 8, DLLM_E_CHECKPOINT, "a header of %llu bytes in a file of %zu bytes", (unsigned long long)length, size);
-    FAIL_IF(length == 0 || file[8] != '{', DLLM_E_CHECKPOINT, "the header does not start with '{'");
+    REFUSE_IF(length > DLLM_JSON_MAX_BYTES, "a header of %llu bytes; at most %d are read", (unsigned long long)length,
+              DLLM_JSON_MAX_BYTES);
+    REFUSE_IF(length > size - 8, "a header of %llu bytes in a file of %zu bytes", (unsigned long long)length, size);
+    REFUSE_IF(length == 0 || file[8] != '{', "the header does not start with '{'");
     const int status = dllm_json_parse(&s->header, (const char *)file + 8, (size_t)length);
     if (status < 0) return dllm_fail(status, "header: %s", dllm_last_error());
     return read_tensors(s, file + 8 + length, size - 8 - (size_t)length);
@@ -223,9 +224,9 @@ int dllm_tensor_mat(dllm_mat *out, const dllm_tensor *t)
     static const char *const names[] = { [DLLM_F32] = "F32", [DLLM_BF16] = "BF16", [DLLM_F16] = "F16" };
     int dtype = DLLM_F32;
     while (dtype <= DLLM_F16 && strcmp(names[dtype], t->dtype) != 0) dtype++;
-    FAIL_IF(dtype > DLLM_F16, DLLM_E_CHECKPOINT, "tensor %.200s has dtype %s; float32, bfloat16 or float16 expected", t->name, t->dtype);
+    REFUSE_IF(dtype > DLLM_F16, "tensor %.200s has dtype %s; float32, bfloat16 or float16 expected", t->name, t->dtype);
     const uint32_t dimensions = t->shape->span - 1;
-    FAIL_IF(dimensions < 1 || dimensions > 2, DLLM_E_CHECKPOINT, "tensor %.200s has %u dimensions; 1 or 2 expected", t->name, dimensions);
+    REFUSE_IF(dimensions < 1 || dimensions > 2, "tensor %.200s has %u dimensions; 1 or 2 expected", t->name, dimensions);
     const dllm_json *shape = dllm_json_first(t->shape);
     const int64_t rows = dimensions == 2 ? shape[0].integer : 1, cols = shape[dimensions - 1].integer;
     *out = (dllm_mat){ .data = (void *)(uintptr_t)t->data, .rows = rows, .cols = cols, .stride = cols, .dtype = (dllm_dtype)dtype };

@@ -151,24 +151,6 @@ static int open_session(dllm_session *s, const dllm_prompt *prompts)
     return 0;
 }
 
-static size_t weight_bytes(const dllm_model *m)
-{
-    size_t bytes = 0;
-    const dllm_weights *w = &m->weights;
-    const dllm_mat ends[] = { w->embed, w->norm, w->head };
-    for (int i = 0; i < 3; i++) {
-        const bool again = i == 2 && w->head.data == w->embed.data;
-        bytes += again ? 0 : (size_t)(ends[i].rows * ends[i].cols) * dllm_dtype_size(ends[i].dtype);
-    }
-    for (int l = 0; l < m->config.layers; l++) {
-        const dllm_mat *parts = (const dllm_mat *)&w->layers[l];
-        for (size_t i = 0; i < sizeof(dllm_layer) / sizeof(dllm_mat); i++) {
-            if (parts[i].data) bytes += (size_t)(parts[i].rows * parts[i].cols) * dllm_dtype_size(parts[i].dtype);
-        }
-    }
-    return bytes;
-}
-
 int dllm_session_open(dllm_session **out, dllm_model *m, const dllm_params *p, const dllm_prompt *prompts, int n)
 {
     *out = NULL;
@@ -189,7 +171,7 @@ int dllm_session_open(dllm_session **out, dllm_model *m, const dllm_params *p, c
     s->n_sequences = n;
     s->branches = p->cfg_scale > 0 ? 2 : 1;
     s->blocks = blocks;
-    s->stats.weight_bytes = weight_bytes(m);
+    s->stats.weight_bytes = dllm_model_bytes(m);
     const int status = open_session(s, prompts);
     if (status < 0) {
         dllm_session_close(s);

@@ -51,8 +51,8 @@ static int check(const dllm_mat *m, const char *name, int64_t rows, int64_t cols
     FAIL_IF((unsigned)m->dtype > DLLM_F16, DLLM_E_TYPE, "tensor %.200s: float32, bfloat16 or float16 expected", name);
     FAIL_IF(m->rows != rows || m->cols != cols, DLLM_E_CHECKPOINT,
             "tensor %.200s is [%" PRId64 ", %" PRId64 "]; [%" PRId64 ", %" PRId64 "] expected", name, m->rows, m->cols, rows, cols);
-    FAIL_IF(rows > 1 && m->stride < cols, DLLM_E_VALUE, "tensor %.200s: rows of %" PRId64 " columns lie %" PRId64 " apart", name, cols,
-            m->stride);
+    FAIL_IF(rows > 1 && m->stride < cols, DLLM_E_VALUE, "tensor %.200s: rows of %" PRId64 " columns lie %" PRId64 " apart", name,
+            cols, m->stride);
     /* No kernel expects a number at an address that its size does not divide; whoever writes tensors aligns them. */
     const size_t size = dllm_dtype_size(m->dtype);
     FAIL_IF((uintptr_t)m->data % size != 0, DLLM_E_CHECKPOINT, "tensor %.200s is not aligned to the %zu bytes of %s", name, size,
@@ -96,9 +96,8 @@ static int bind_model(const binder *b, dllm_weights *w, const dllm_config *c)
 
 int dllm_weights_bind(dllm_weights *out, const dllm_config *c, dllm_find find, void *arg)
 {
-    const binder b = { find, arg, c->family,
-                       { [ONE] = 1, [DIM] = c->dim, [Q] = (int64_t)c->heads * c->head_dim, [KV] = (int64_t)c->kv_heads * c->head_dim,
-                         [FFN] = c->ffn_dim, [VOCAB] = c->vocab } };
+    const binder b = { find, arg, c->family, { [ONE] = 1, [DIM] = c->dim, [Q] = (int64_t)c->heads * c->head_dim,
+                       [KV] = (int64_t)c->kv_heads * c->head_dim, [FFN] = c->ffn_dim, [VOCAB] = c->vocab } };
     *out = (dllm_weights){ .layers = calloc((size_t)c->layers, sizeof *out->layers) };
     FAIL_IF(!out->layers, DLLM_E_MEMORY, "out of memory: a list of %d layers", c->layers);
     const int status = bind_model(&b, out, c);

@@ -51,29 +51,10 @@ def generate(
     return_dict: a GenerateOutput with sequences, history (if output_history) and stats, which unpacks as (sequences, nfe).
     progress: True for a bar on stderr, or a function (done, total). callback(step): sees every Step; returning False stops.
     """
-    run = _run(
-        model,
-        prompt,
-        attention_mask,
-        steps=steps,
-        gen_length=gen_length,
-        block_length=block_length,
-        temperature=temperature,
-        cfg_scale=cfg_scale,
-        remasking=remasking,
-        mask_id=mask_id,
-        eos_id=eos_id,
-        eot_id=eot_id,
-        logits_eos_inf=logits_eos_inf,
-        confidence_eos_eot_inf=confidence_eos_eot_inf,
-        cache=cache,
-        rule=rule,
-        threshold=threshold,
-        factor=factor,
-        seed=seed,
-        noise=noise,
-        early_stop=early_stop,
-    )
+    given = dict(locals())
+    for name in ("return_dict", "output_history", "progress", "callback"):
+        del given[name]
+    run = _run(**given)
     out = run.finish(output_history, progress, callback)
     return out if return_dict else out.sequences
 

@@ -124,14 +124,14 @@ class Run:
             index += 1
 
     def _hooked_step(self, index: int) -> int:
-        self.session.forward()
         dtype = self.model.dtype if is_tensor(self.batch.like) else "float32"
         logits = self.batch.give(self.batch.place(self.session.logits(shifted=True, dtype=dtype)), dtype)
+        changed = None
         if self.logits_hook:
             logits = self.logits_hook(index, self.sequences(), logits)
-            unfinished = self.session.decide(self.batch.collect(logits, as_float32))
-        else:
-            unfinished = self.session.decide()
+            changed = self.batch.collect(logits, as_float32)
+        self.session.forward()
+        unfinished = self.session.decide(changed)
         if self.tokens_hook:
             self._keep(self.tokens_hook(index, self.sequences(), logits))
         return unfinished

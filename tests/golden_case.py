@@ -122,7 +122,7 @@ class Folder:
         return {k[len(case) + 1 :]: z[k] for k in z.files if k.startswith(case + "/")}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load(path: str, dtype: str) -> Any:
     import dllm_fast
 

@@ -1,4 +1,4 @@
-"""Small pieces of the base family: filters, confidences, noise, schedules and tables, each seen through the extension's functions."""
+"""Small pieces of the base family: filters, confidences, noise, schedules and tables, seen through the extension's functions."""
 
 import functools
 import itertools
@@ -51,7 +51,8 @@ def round_to(kind: str, x: np.ndarray) -> np.ndarray:
 def predict(logits: np.ndarray, params: Mapping[str, Any], noise: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
     from dllm_fast import _core
 
-    return _core.predict(np.ascontiguousarray(logits, np.float32), params, noise)
+    off = {"gumbel": False, "score": "prob", "temperature": 0.0, "top_p": 1.0, "top_k": 0}
+    return _core.predict(np.ascontiguousarray(logits, np.float32), {**off, **params}, noise)
 
 
 def gumbel(folder: Folder, part: str, a: Arrays, z: Arrays, check: Check) -> None:
@@ -61,7 +62,7 @@ def gumbel(folder: Folder, part: str, a: Arrays, z: Arrays, check: Check) -> Non
     check.known("array", a, {"result", "argmax"})
     _, kind, temperature = part.split("/")
     logits = round_to(kind, z["gumbel/logits"])
-    params = {"gumbel": True, "score": "prob", "temperature": float(temperature[1:])}
+    params = {"gumbel": True, "temperature": float(temperature[1:])}
     token, score, _ = predict(logits, params, z["gumbel/uniform"])
     check.same("token", token, a["argmax"])
     check.same("token of the noisy logits", token, a["result"].argmax(-1))
@@ -80,7 +81,7 @@ def distribution(logits: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
     n, vocab = logits.shape
     noise = np.ones((n, vocab, vocab), np.float32)
     noise[:, np.arange(vocab), np.arange(vocab)] = 1e-30
-    params = {"gumbel": False, "score": "prob", **params, "temperature": params.get("temperature") or 1.0}
+    params = {**params, "temperature": params.get("temperature") or 1.0}
     token, score, _ = predict(np.repeat(logits, vocab, 0), params, noise.reshape(-1, vocab))
     drawn = np.asarray(token).reshape(n, vocab) == np.arange(vocab)
     return np.where(drawn, np.asarray(score).reshape(n, vocab), 0)
@@ -105,7 +106,7 @@ def sample(folder: Folder, part: str, a: Arrays, z: Arrays, check: Check) -> Non
     """The filtered distribution, the token and every kind of confidence."""
     _, setting, *score = part.split("/")
     t, p, k = (None if word[1:] == "None" else float(word[1:]) for word in setting.split("_"))
-    params: dict[str, Any] = {"gumbel": False, "temperature": t}
+    params: dict[str, Any] = {"temperature": t}
     params.update({"top_p": p} if p is not None else {})
     params.update({"top_k": int(k)} if k is not None else {})
     logits = z["filter/logits"][[0, 1, 2, 5]]
@@ -117,9 +118,9 @@ def sample(folder: Folder, part: str, a: Arrays, z: Arrays, check: Check) -> Non
     check.known("array", a, {"probs", "x0", "q", "x0_given_q"})
     check.close("probabilities", distribution(logits, params), a["probs"], 1e-6)
     if "x0" in a:
-        check.same("x0", predict(logits, {**params, "score": "prob"})[0], a["x0"])
+        check.same("x0", predict(logits, params)[0], a["x0"])
     if "q" in a:
-        check.same("x0 given q", predict(logits, {**params, "score": "prob"}, a["q"])[0], a["x0_given_q"])
+        check.same("x0 given q", predict(logits, params, a["q"])[0], a["x0_given_q"])
 
 
 def rope(folder: Folder, part: str, a: Arrays, z: Arrays, check: Check) -> None:
@@ -130,7 +131,7 @@ def rope(folder: Folder, part: str, a: Arrays, z: Arrays, check: Check) -> None:
     n, dim = a["cos"].shape
     check.same("head_dim", config["head_dim"], dim)
     tables = _core.rope_table(np.arange(n, dtype=np.int32), dim, config["rope_theta"])
-    for name, mine in zip(("cos", "sin"), tables):
+    for name, mine in zip(("cos", "sin"), tables, strict=True):
         check.close(name, np.tile(mine, 2), a[name], 1e-5)
 
 
@@ -144,7 +145,7 @@ def timesteps(folder: Folder, part: str, a: Arrays, z: Arrays, check: Check) -> 
 
 PIECES = {"gumbel": gumbel, "filter": kept, "sample": sample, "rope": rope, "timesteps": timesteps}
 
-# ---- tables -----------------------------------------------------------------------------------------------------------------------
+# ---- tables ---------------------------------------------------------------------------------------------------------------------
 
 
 def smallest(folder: Folder, family: str | None = None) -> Any:
@@ -202,7 +203,7 @@ def mask_table(folder: Folder, table: Sequence[Mapping[str, Any]], check: Check)
         check.same(f"length {e['target_len']}, batch {e['b']}, k {e['k']}", mask_counts(e["target_len"], e["b"], e["k"]), e["x"])
 
 
-# ---- facts about the calls --------------------------------------------------------------------------------------------------------
+# ---- facts about the calls ------------------------------------------------------------------------------------------------------
 
 
 def refused(check: Check, what: str, run: Any) -> None:
@@ -231,11 +232,12 @@ def llada_errors(folder: Folder, facts: Mapping[str, str], check: Check) -> None
 def dream_facts(folder: Folder, facts: Mapping[str, Any], check: Check) -> None:
     """What diffusion_generate returns and refuses."""
     check.known("fact", facts, {
-        "default_return", "return_dict_no_history", "output_history_without_return_dict", "max_length_10_shape", "no_length_args_shape",
-        "num_return_sequences_3_shape", "unknown_alg", "max_length<=prompt", "no inputs",
+        "default_return", "return_dict_no_history", "output_history_without_return_dict", "max_length_10_shape",
+        "no_length_args_shape", "num_return_sequences_3_shape", "unknown_alg", "max_length<=prompt", "no inputs",
         # these hold for an accelerated transformers object, not for a Model
         "unknown_kwarg", "effective_config_without_generation_config_argument",
-        "effective_config_with_model.generation_config_argument", "generation_config_class", "model.generation_config.mask_token_id",
+        "effective_config_with_model.generation_config_argument", "generation_config_class",
+        "model.generation_config.mask_token_id",
     })  # fmt: skip
     n = facts["no_length_args_shape"][1] - 20
     prompt = np.arange(20, 20 + n, dtype=np.int32)[None]
@@ -243,7 +245,8 @@ def dream_facts(folder: Folder, facts: Mapping[str, Any], check: Check) -> None:
     check.same("max_length 10", np.shape(run(prompt, max_length=10)), facts["max_length_10_shape"])
     check.same("no length", np.shape(run(prompt)), facts["no_length_args_shape"])
     check.same("default", np.shape(run(prompt, max_new_tokens=10 - n)), facts["default_return"][1])
-    check.same("three sequences", np.shape(run(prompt, max_length=10, num_return_sequences=3)), facts["num_return_sequences_3_shape"])
+    three = run(prompt, max_length=10, num_return_sequences=3)
+    check.same("three sequences", np.shape(three), facts["num_return_sequences_3_shape"])
     check.same("history alone", np.shape(run(prompt, max_length=10, output_history=True)), (1, 10))
     check.same("no history", run(prompt, max_length=10, return_dict_in_generate=True).history is None, True)
     refused(check, "unknown alg", lambda: run(prompt, max_length=10, alg="best"))

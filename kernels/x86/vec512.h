@@ -49,4 +49,33 @@ VEC __m512 round16(__m512 x, dllm_dtype t)
     if (t == DLLM_BF16) return widen_bf16(narrow_bf16(x));
     return _mm512_cvtph_ps(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+
+/* r[i][j] becomes r[j][i], of 32-bit elements. */
+VEC void transpose16(__m512i r[16])
+{
+    __m512i t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) { /* lane l of r[4 i + j] now holds column 4 l + j of rows 4 i ... 4 i + 3 */
+        const __m512i even0 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), odd0 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+        const __m512i even8 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88), odd8 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+        t[j] = _mm512_shuffle_i32x4(even0, even8, 0x88);
+        t[4 + j] = _mm512_shuffle_i32x4(odd0, odd8, 0x88);
+        t[8 + j] = _mm512_shuffle_i32x4(even0, even8, 0xdd);
+        t[12 + j] = _mm512_shuffle_i32x4(odd0, odd8, 0xdd);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) r[i] = t[i];
+}
 #endif

@@ -1,0 +1,35 @@
+/* py_module.h: what the extension's files share. Everything that knows Python lives in csrc/py_*. */
+#ifndef DLLM_PY_MODULE_H
+#define DLLM_PY_MODULE_H
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#define PY_ARRAY_UNIQUE_SYMBOL dllm_array_api
+#ifndef DLLM_PY_ARRAY_OWNER
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include "dllm.h"
+#include "py_dlpack.h"
+
+typedef struct {
+    PyTypeObject *model, *session;
+    PyObject *checkpoint_error, *device_error;
+} dllm_py_state;
+
+typedef struct {
+    PyObject_HEAD
+    dllm_device *device;
+    dllm_checkpoint *files;  /* weights of a folder, or */
+    dllm_weights bound;      /* of tensors, which are kept alive here */
+    dllm_py_tensor *tensors;
+    int n_tensors;
+    dllm_model *model;
+} dllm_py_model;
+
+extern PyType_Spec dllm_py_model_spec, dllm_py_session_spec;
+PyObject *dllm_py_raise(PyObject *module, int status); /* the latest message as the status's exception; NULL */
+PyObject *dllm_py_raise_from(PyObject *self, int status); /* the same for methods of the module's types */
+int dllm_py_params(PyObject *module, PyObject *mapping, const dllm_config *c, dllm_params *p); /* 0, or -1 with an exception */
+PyObject *dllm_py_array(int type, int ndim, const int64_t *shape, const void *from); /* a new array; from NULL: not filled */
+#endif

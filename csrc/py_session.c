@@ -1,0 +1,446 @@
+/* py_session.c: _core.Session. The GIL is released around every pass; one thread at a time may be inside. */
+#include <string.h>
+
+#include "py_module.h"
+
+typedef struct {
+    PyObject_HEAD
+    dllm_py_model *model;
+    dllm_session *session;
+    PyObject *noise;      /* source of recorded random numbers, or NULL */
+    PyArrayObject *drawn; /* what it gave last: the core reads it until the next draw */
+    bool busy;
+} py_session;
+
+/* ---- recorded random numbers: the core asks, Python answers, with the GIL taken back for as long ------------------------------------- */
+static PyObject *call_source(PyObject *source, dllm_draw kind, PyObject *shape)
+{
+    if (kind == DLLM_DRAW_EXPONENTIAL) return PyObject_CallMethod(source, "exponential", "O", shape);
+    return PyObject_CallMethod(source, "uniform", "Os", shape, kind == DLLM_DRAW_TOKEN_UNIFORM ? "float64" : "float32");
+}
+
+static int take_drawn(py_session *self, PyObject *given, dllm_draw kind, PyObject *shape)
+{
+    const int type = kind == DLLM_DRAW_TOKEN_UNIFORM ? NPY_FLOAT64 : NPY_FLOAT32;
+    PyArrayObject *a = (PyArrayObject *)PyArray_FROMANY(given, type, 0, 0, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+    if (!a) return -1;
+    PyObject *got = PyObject_GetAttrString((PyObject *)a, "shape");
+    const int same = got ? PyObject_RichCompareBool(got, shape, Py_EQ) : -1;
+    if (same == 0) PyErr_Format(PyExc_ValueError, "noise source: shape %R was asked for, %R came", shape, got);
+    Py_XDECREF(got);
+    if (same != 1) {
+        Py_DECREF(a);
+        return -1;
+    }
+    Py_XSETREF(self->drawn, a);
+    return 0;
+}
+
+static const void *draw_noise(void *arg, dllm_draw kind, const int64_t *dims, int ndim)
+{
+    py_session *self = arg;
+    const PyGILState_STATE gil = PyGILState_Ensure();
+    const void *numbers = NULL;
+    PyObject *shape = PyTuple_New(ndim), *given = NULL;
+    for (int i = 0; shape && i < ndim; i++) {
+        PyObject *n = PyLong_FromLongLong(dims[i]);
+        if (!n) Py_CLEAR(shape);
+        else PyTuple_SET_ITEM(shape, i, n);
+    }
+    if (shape) given = call_source(self->noise, kind, shape);
+    if (given && take_drawn(self, given, kind, shape) == 0) numbers = PyArray_DATA(self->drawn);
+    Py_XDECREF(given);
+    Py_XDECREF(shape);
+    PyGILState_Release(gil);
+    return numbers;
+}
+
+/* ---- opening ----------------------------------------------------------------------------------------------------------------------------- */
+/* Everything of the arguments that the core reads while it opens the session. */
+typedef struct {
+    dllm_prompt *prompts;
+    PyArrayObject **arrays; /* ids and positions, two a prompt */
+    Py_ssize_t n;
+} open_arguments;
+
+static void release(open_arguments *a)
+{
+    for (Py_ssize_t i = 0; a->arrays && i < 2 * a->n; i++) Py_XDECREF(a->arrays[i]);
+    PyMem_Free(a->arrays);
+    PyMem_Free(a->prompts);
+}
+
+static PyArrayObject *ids_array(PyObject *given)
+{
+    return (PyArrayObject *)PyArray_FROMANY(given, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY);
+}
+
+/* Calls set(i, item) for every item of an optional sequence that must be as long as the prompts. */
+static int each(open_arguments *a, PyObject *sequence, const char *what, int (*set)(open_arguments *a, Py_ssize_t i, PyObject *item))
+{
+    if (sequence == Py_None) return 0;
+    PyObject *fast = PySequence_Fast(sequence, what);
+    if (!fast) return -1;
+    int status = 0;
+    if (PySequence_Fast_GET_SIZE(fast) != a->n) {
+        PyErr_Format(PyExc_ValueError, "%zd %s for %zd prompts", PySequence_Fast_GET_SIZE(fast), what, a->n);
+        status = -1;
+    }
+    for (Py_ssize_t i = 0; status == 0 && i < a->n; i++) status = set(a, i, PySequence_Fast_GET_ITEM(fast, i));
+    Py_DECREF(fast);
+    return status;
+}
+
+static int set_ids(open_arguments *a, Py_ssize_t i, PyObject *item)
+{
+    PyArrayObject *ids = a->arrays[2 * i] = ids_array(item);
+    if (!ids) return -1;
+    if (PyArray_SIZE(ids) > INT32_MAX / 2) {
+        PyErr_Format(PyExc_ValueError, "prompt %zd has %zd ids", i, (Py_ssize_t)PyArray_SIZE(ids));
+        return -1;
+    }
+    a->prompts[i].ids = PyArray_DATA(ids);
+    a->prompts[i].n = (int32_t)PyArray_SIZE(ids);
+    a->prompts[i].stream = (uint64_t)i;
+    return 0;
+}
+
+static int set_positions(open_arguments *a, Py_ssize_t i, PyObject *item)
+{
+    PyArrayObject *positions = a->arrays[2 * i + 1] = ids_array(item);
+    if (!positions) return -1;
+    if (PyArray_SIZE(positions) != a->prompts[i].n) {
+        PyErr_Format(PyExc_ValueError, "prompt %zd has %d ids but %zd positions", i, a->prompts[i].n, (Py_ssize_t)PyArray_SIZE(positions));
+        return -1;
+    }
+    a->prompts[i].positions = PyArray_DATA(positions);
+    return 0;
+}
+
+static int set_condition(open_arguments *a, Py_ssize_t i, PyObject *item)
+{
+    const long n = PyLong_AsLong(item);
+    if (n == -1 && PyErr_Occurred()) return -1;
+    a->prompts[i].condition = n < 0 || n > INT32_MAX ? -1 : (int32_t)n;
+    return 0;
+}
+
+static int set_seed(open_arguments *a, Py_ssize_t i, PyObject *item)
+{
+    unsigned long long seed, stream;
+    if (!PyTuple_Check(item)) {
+        PyErr_Format(PyExc_TypeError, "seed %zd is %R: a pair (seed, stream) expected", i, item);
+        return -1;
+    }
+    if (!PyArg_ParseTuple(item, "KK", &seed, &stream)) return -1;
+    a->prompts[i].seed = seed;
+    a->prompts[i].stream = stream;
+    return 0;
+}
+
+static int gather(open_arguments *a, PyObject *ids, PyObject *positions, PyObject *condition, PyObject *seeds)
+{
+    a->n = PySequence_Size(ids);
+    if (a->n < 0) return -1;
+    a->prompts = PyMem_Calloc((size_t)a->n + 1, sizeof *a->prompts);
+    a->arrays = PyMem_Calloc(2 * (size_t)a->n + 1, sizeof *a->arrays);
+    if (!a->prompts || !a->arrays) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    if (a->n > 1 << 20) {
+        PyErr_Format(PyExc_ValueError, "%zd prompts in one batch", a->n);
+        return -1;
+    }
+    if (each(a, ids, "prompts", set_ids) < 0 || each(a, positions, "positions", set_positions) < 0) return -1;
+    if (each(a, condition, "conditions", set_condition) < 0) return -1;
+    return each(a, seeds, "seeds", set_seed);
+}
+
+static PyObject *open_session(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = { "model", "params", "prompts", "positions", "condition", "seeds", "noise", NULL };
+    PyObject *module = PyType_GetModule(type), *mapping, *ids, *noise = Py_None;
+    PyObject *positions = Py_None, *condition = Py_None, *seeds = Py_None;
+    const dllm_py_state *state = PyModule_GetState(module);
+    dllm_py_model *model;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!OO|$OOOO", names, state->model, &model, &mapping, &ids, &positions, &condition, &seeds,
+                                     &noise))
+        return NULL;
+    dllm_params p;
+    if (dllm_py_params(module, mapping, dllm_model_config(model->model), &p) < 0) return NULL;
+    py_session *self = (py_session *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    self->model = (dllm_py_model *)Py_NewRef((PyObject *)model);
+    if (noise != Py_None) {
+        self->noise = Py_NewRef(noise);
+        p.noise = (dllm_noise){ draw_noise, self };
+    }
+    open_arguments a = { 0 };
+    int status = gather(&a, ids, positions, condition, seeds);
+    if (status == 0) {
+        Py_BEGIN_ALLOW_THREADS status = dllm_session_open(&self->session, model->model, &p, a.prompts, (int)a.n);
+        Py_END_ALLOW_THREADS if (status < 0) dllm_py_raise(module, status);
+    }
+    release(&a);
+    if (status < 0) Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static int traverse(py_session *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->model);
+    Py_VISIT(self->noise);
+    return 0;
+}
+
+static int clear(py_session *self)
+{
+    Py_CLEAR(self->noise);
+    return 0;
+}
+
+static void dealloc(py_session *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    dllm_session_close(self->session);
+    clear(self);
+    Py_CLEAR(self->drawn);
+    Py_CLEAR(self->model);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+/* ---- one thread at a time ------------------------------------------------------------------------------------------------------------------ */
+static int enter(py_session *self)
+{
+    if (self->busy) {
+        PyErr_SetString(PyExc_RuntimeError, "this session is in use by another thread, or by the callback that called it");
+        return -1;
+    }
+    self->busy = true;
+    return 0;
+}
+
+static PyObject *leave(py_session *self, int status, PyObject *result)
+{
+    self->busy = false;
+    if (status >= 0) return result;
+    Py_XDECREF(result);
+    return dllm_py_raise_from((PyObject *)self, status);
+}
+
+/* ---- steps ------------------------------------------------------------------------------------------------------------------------------------ */
+static PyObject *step(py_session *self, PyObject *unused)
+{
+    if (enter(self) < 0) return NULL;
+    int left;
+    Py_BEGIN_ALLOW_THREADS left = dllm_session_step(self->session);
+    Py_END_ALLOW_THREADS return leave(self, left, left < 0 ? NULL : PyLong_FromLong(left));
+}
+
+static PyObject *forward(py_session *self, PyObject *unused)
+{
+    if (enter(self) < 0) return NULL;
+    int status;
+    Py_BEGIN_ALLOW_THREADS status = dllm_session_forward(self->session);
+    Py_END_ALLOW_THREADS return leave(self, status, Py_NewRef(Py_None));
+}
+
+static PyObject *decide(py_session *self, PyObject *args)
+{
+    PyObject *given = Py_None;
+    if (!PyArg_ParseTuple(args, "|O", &given)) return NULL;
+    PyArrayObject *logits = NULL;
+    dllm_mat m = { 0 };
+    if (given != Py_None) {
+        logits = (PyArrayObject *)PyArray_FROMANY(given, NPY_FLOAT32, 2, 2, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+        if (!logits) return NULL;
+        m = (dllm_mat){ PyArray_DATA(logits), PyArray_DIM(logits, 0), PyArray_DIM(logits, 1), PyArray_DIM(logits, 1), DLLM_F32 };
+    }
+    if (enter(self) < 0) {
+        Py_XDECREF(logits);
+        return NULL;
+    }
+    int left;
+    Py_BEGIN_ALLOW_THREADS left = dllm_session_decide(self->session, m);
+    Py_END_ALLOW_THREADS Py_XDECREF(logits);
+    return leave(self, left, left < 0 ? NULL : PyLong_FromLong(left));
+}
+
+/* ---- ids and what a step did ---------------------------------------------------------------------------------------------------------------------- */
+static PyObject *tokens(py_session *self, PyObject *unused)
+{
+    const int64_t rows = dllm_session_rows(self->session);
+    PyObject *out = dllm_py_array(NPY_INT32, 1, &rows, NULL);
+    if (!out) return NULL;
+    if (enter(self) < 0) {
+        Py_DECREF(out);
+        return NULL;
+    }
+    return leave(self, dllm_session_tokens(self->session, PyArray_DATA((PyArrayObject *)out), rows), out);
+}
+
+static PyObject *set_tokens(py_session *self, PyObject *given)
+{
+    PyArrayObject *ids = ids_array(given);
+    if (!ids) return NULL;
+    int status = enter(self);
+    if (status == 0) {
+        status = dllm_session_set_tokens(self->session, PyArray_DATA(ids), PyArray_SIZE(ids));
+        leave(self, status, NULL);
+    }
+    Py_DECREF(ids);
+    return status < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *candidates(py_session *self, PyObject *unused)
+{
+    if (enter(self) < 0) return NULL;
+    const int32_t *rows, *chosen;
+    const float *scores, *probs;
+    const int64_t n = dllm_session_candidates(self->session, &rows, &chosen, &scores, &probs);
+    return leave(self, 0, Py_BuildValue("NNNN", dllm_py_array(NPY_INT32, 1, &n, rows), dllm_py_array(NPY_INT32, 1, &n, chosen),
+                                        dllm_py_array(NPY_FLOAT32, 1, &n, scores), dllm_py_array(NPY_FLOAT32, 1, &n, probs)));
+}
+
+static PyObject *revealed(py_session *self, PyObject *unused)
+{
+    if (enter(self) < 0) return NULL;
+    const int32_t *rows;
+    const int64_t n = dllm_session_revealed(self->session, &rows);
+    return leave(self, 0, dllm_py_array(NPY_INT32, 1, &n, rows));
+}
+
+/* ---- passes ------------------------------------------------------------------------------------------------------------------------------------------ */
+static int storage_of(dllm_dtype t) { return t == DLLM_F32 ? NPY_FLOAT32 : NPY_UINT16; }
+
+static PyObject *logits(py_session *self, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = { "shifted", "dtype", NULL };
+    int shifted = 0;
+    const char *name = "float32";
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "|$ps", names, &shifted, &name)) return NULL;
+    dllm_dtype t = DLLM_F32;
+    while (t < DLLM_F16 && strcmp(name, dllm_dtype_name(t)) != 0) t++;
+    if (strcmp(name, dllm_dtype_name(t)) != 0) return PyErr_Format(PyExc_ValueError, "dtype '%s' is not known", name);
+    const int64_t shape[] = { dllm_session_rows(self->session), dllm_model_config(self->model->model)->vocab };
+    PyObject *out = dllm_py_array(storage_of(t), 2, shape, NULL);
+    if (!out) return NULL;
+    const dllm_mat m = { PyArray_DATA((PyArrayObject *)out), shape[0], shape[1], shape[1], t };
+    if (enter(self) < 0) {
+        Py_DECREF(out);
+        return NULL;
+    }
+    int status;
+    Py_BEGIN_ALLOW_THREADS status = dllm_session_logits(self->session, m, shifted);
+    Py_END_ALLOW_THREADS return leave(self, status, out);
+}
+
+static PyObject *nll_of(py_session *self, PyArrayObject *rows, PyArrayObject *targets)
+{
+    const int64_t n = PyArray_SIZE(rows);
+    if (PyArray_SIZE(targets) != n)
+        return PyErr_Format(PyExc_ValueError, "%zd rows but %zd targets", (Py_ssize_t)n, (Py_ssize_t)PyArray_SIZE(targets));
+    PyObject *out = dllm_py_array(NPY_FLOAT32, 1, &n, NULL);
+    if (!out) return NULL;
+    if (enter(self) < 0) {
+        Py_DECREF(out);
+        return NULL;
+    }
+    int status;
+    Py_BEGIN_ALLOW_THREADS status = dllm_session_nll(self->session, PyArray_DATA(rows), PyArray_DATA(targets), n, PyArray_DATA((PyArrayObject *)out));
+    Py_END_ALLOW_THREADS return leave(self, status, out);
+}
+
+static PyObject *nll(py_session *self, PyObject *args)
+{
+    PyObject *given_rows, *given_targets;
+    if (!PyArg_ParseTuple(args, "OO", &given_rows, &given_targets)) return NULL;
+    PyArrayObject *rows = ids_array(given_rows), *targets = rows ? ids_array(given_targets) : NULL;
+    PyObject *out = targets ? nll_of(self, rows, targets) : NULL;
+    Py_XDECREF(rows);
+    Py_XDECREF(targets);
+    return out;
+}
+
+static PyObject *hidden(py_session *self, PyObject *unused)
+{
+    const dllm_config *c = dllm_model_config(self->model->model);
+    const int64_t shape[] = { c->layers + 1, dllm_session_rows(self->session), c->dim };
+    PyObject *out = dllm_py_array(storage_of(dllm_model_dtype(self->model->model)), 3, shape, NULL);
+    if (!out) return NULL;
+    if (enter(self) < 0) {
+        Py_DECREF(out);
+        return NULL;
+    }
+    int status;
+    const size_t bytes = (size_t)PyArray_NBYTES((PyArrayObject *)out);
+    Py_BEGIN_ALLOW_THREADS status = dllm_session_hidden(self->session, PyArray_DATA((PyArrayObject *)out), bytes);
+    Py_END_ALLOW_THREADS return leave(self, status, out);
+}
+
+/* ---- looking at it -------------------------------------------------------------------------------------------------------------------------------------- */
+static PyObject *stats(py_session *self, PyObject *unused)
+{
+    dllm_stats st;
+    dllm_session_stats(self->session, &st);
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:n,s:n,s:d}", "forwards", st.forwards, "steps", st.steps, "tokens",
+                         st.tokens, "rows_v", st.rows_v, "rows_k", st.rows_k, "rows_q", st.rows_q, "rows_out", st.rows_out, "rows_ffn",
+                         st.rows_ffn, "rows_head", st.rows_head, "flops", st.flops, "flops_uncached", st.flops_uncached, "cache_bytes",
+                         (Py_ssize_t)st.cache_bytes, "scratch_bytes", (Py_ssize_t)st.scratch_bytes, "weight_bytes",
+                         (Py_ssize_t)st.weight_bytes, "seconds", st.seconds);
+}
+
+static PyObject *get_rows(py_session *self, void *unused) { return PyLong_FromLongLong(dllm_session_rows(self->session)); }
+
+static PyObject *get_offsets(py_session *self, void *unused)
+{
+    int64_t n = 1;
+    while (dllm_session_offset(self->session, (int)n - 1) < dllm_session_rows(self->session)) n++;
+    PyObject *out = dllm_py_array(NPY_INT64, 1, &n, NULL);
+    for (int64_t i = 0; out && i < n; i++) *(int64_t *)PyArray_GETPTR1((PyArrayObject *)out, i) = dllm_session_offset(self->session, (int)i);
+    return out;
+}
+
+static PyMethodDef methods[] = {
+    { "step", (PyCFunction)step, METH_NOARGS, "One step; how many sequences are still unfinished." },
+    { "forward", (PyCFunction)forward, METH_NOARGS, "The first half of a step: the network." },
+    { "decide", (PyCFunction)decide, METH_VARARGS, "decide(logits=None): the second half, on the model's logits or on these." },
+    { "tokens", (PyCFunction)tokens, METH_NOARGS, "The ids of all packed rows." },
+    { "set_tokens", (PyCFunction)set_tokens, METH_O, "set_tokens(ids): replaces the ids of all packed rows." },
+    { "candidates", (PyCFunction)candidates, METH_NOARGS, "(packed rows, tokens, scores, probabilities) of the latest step." },
+    { "revealed", (PyCFunction)revealed, METH_NOARGS, "Packed rows of the latest step, surest first in each sequence." },
+    { "logits", (PyCFunction)(void (*)(void))logits, METH_VARARGS | METH_KEYWORDS,
+      "logits(*, shifted=False, dtype='float32'): an uncached pass over the current ids; [rows, vocab]." },
+    { "nll", (PyCFunction)nll, METH_VARARGS, "nll(rows, targets): the same pass; -log p(target) at each row." },
+    { "hidden", (PyCFunction)hidden, METH_NOARGS, "The same pass: [layers + 1, rows, dim]." },
+    { "stats", (PyCFunction)stats, METH_NOARGS, "What was computed and what is held." },
+    { 0 },
+};
+
+static PyGetSetDef attributes[] = {
+    { "rows", (getter)get_rows, NULL, "Packed rows of all sequences.", NULL },
+    { "offsets", (getter)get_offsets, NULL, "First packed row of every sequence, then the total.", NULL },
+    { 0 },
+};
+
+static PyType_Slot slots[] = {
+    { Py_tp_new, open_session },
+    { Py_tp_dealloc, dealloc },
+    { Py_tp_traverse, traverse },
+    { Py_tp_clear, clear },
+    { Py_tp_methods, methods },
+    { Py_tp_getset, attributes },
+    { Py_tp_doc, "One denoising timeline of a batch of prompts. See csrc/dllm.h." },
+    { 0, NULL },
+};
+
+PyType_Spec dllm_py_session_spec = {
+    .name = "dllm_fast._core.Session",
+    .basicsize = sizeof(py_session),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = slots,
+};

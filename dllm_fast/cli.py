@@ -1,0 +1,156 @@
+"""The command dllm-fast: info, check, generate."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import __version__, _core, cuda, live, tokenizer
+from .generate import generate
+from .model import Model, load
+
+DEMO = os.path.join(os.path.dirname(__file__), "data", "demo")
+SHAPE = ("layers", "dim", "heads", "kv_heads", "head_dim", "ffn_dim", "vocab", "max_len")
+SPECIAL = ("mask_id", "eos_id", "eot_id", "pad_id", "bos_id")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (ValueError, TypeError, OSError, MemoryError, RuntimeError, NotImplementedError) as error:
+        print(f"dllm-fast: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dllm-fast", description="Masked diffusion language models (LLaDA, Dream), fast.")
+    parser.add_argument("--version", action="version", version=f"dllm_fast {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    info = commands.add_parser("info", help="what runs here; with MODEL, what it is made of")
+    info.add_argument("model", nargs="?", metavar="MODEL", help="a checkpoint folder or hub id")
+    info.set_defaults(run=_info)
+
+    check = commands.add_parser("check", help="every kernel against its plain C twin")
+    check.add_argument("--level", default="", help="an instruction-set level; default: all of this processor's")
+    check.add_argument("--kernel", default="", help="only kernels whose name starts so")
+    check.add_argument("--seed", type=int, default=0)
+    check.add_argument("--timing", action="store_true", help="also time both")
+    check.set_defaults(run=_check)
+
+    gen = commands.add_parser("generate", help="answer a prompt")
+    gen.usage = "dllm-fast generate [MODEL] PROMPT [options]"
+    gen.add_argument(
+        "words", nargs="+", metavar="MODEL PROMPT", help="a checkpoint folder or hub id (default: the demo); the prompt"
+    )
+    gen.add_argument("--steps", type=int, help="forward passes; default: one a token")
+    gen.add_argument("--gen-length", type=int, default=64, help="tokens to write (default 64)")
+    gen.add_argument("--block-length", type=int, help="tokens that are revealed together; default: all")
+    gen.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy")
+    gen.add_argument("--cfg-scale", type=float, default=0.0, help="classifier-free guidance")
+    gen.add_argument("--threshold", type=float, help="reveal whatever has at least this probability")
+    gen.add_argument("--seed", type=int, help="for a temperature; default: fresh randomness")
+    gen.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    gen.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    gen.add_argument("--threads", type=int, help="default: all")
+    gen.add_argument("--ids", action="store_true", help="the prompt and the answer are token numbers")
+    gen.add_argument("--show", action="store_true", help="watch the masks turn into text")
+    gen.add_argument("--stats", action="store_true", help="also print what it cost")
+    gen.set_defaults(run=_generate)
+    return parser
+
+
+# ---- info -----------------------------------------------------------------------------------------------------------------------
+
+
+def _info(args: argparse.Namespace) -> int:
+    levels = _core.cpu_levels()
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"dllm_fast {__version__}")
+    print(f"cpu:   {' '.join(levels)} ({threads} threads)")
+    count, line = cuda.state()
+    print(f"cuda:  {line if count else 'unavailable: ' + line}")
+    if args.model:
+        _describe(load(args.model))
+    return 0
+
+
+def _describe(model: Model) -> None:
+    c = model.config
+    print(f"model: {model!r}")
+    print("shape: " + ", ".join(f"{name} {c[name]}" for name in SHAPE))
+    print("ids:   " + ", ".join(f"{name} {c[name]}" for name in SPECIAL if c[name] >= 0))
+    print(f"bytes: {model.nbytes:,}")
+
+
+# ---- check ----------------------------------------------------------------------------------------------------------------------
+
+
+def _check(args: argparse.Namespace) -> int:
+    bad = total = 0
+    levels = [args.level] if args.level else _core.cpu_levels()
+    for level in levels:
+        results = _core.check(level=level, kernel=args.kernel, seed=args.seed, timing=args.timing)
+        for kernel in dict.fromkeys(r["kernel"] for r in results):
+            cases = [r for r in results if r["kernel"] == kernel]
+            _print_kernel(level, kernel, cases, args.timing)
+            bad += sum(not r["ok"] for r in cases)
+            total += len(cases)
+    print(f"{total - bad} of {total} cases agree")
+    return 1 if bad or not total else 0
+
+
+def _print_kernel(level: str, kernel: str, cases: list[dict], timing: bool) -> None:
+    worst = max(cases, key=lambda r: r["error"])
+    line = f"{level:11} {kernel:16} {len(cases):5} cases  error {worst['error']:.2g} of {worst['tolerance']:.2g} allowed"
+    if timing:
+        slow, fast = (sum(r[key] for r in cases) for key in ("seconds_c", "seconds"))
+        line += f"  {slow / fast:6.1f} x" if fast else ""
+    print(line)
+    for r in cases:
+        if not r["ok"]:
+            print(f"    FAIL {r['case']}: error {r['error']:.3g}, allowed {r['tolerance']:.3g}")
+
+
+# ---- generate -------------------------------------------------------------------------------------------------------------------
+
+
+def _generate(args: argparse.Namespace) -> int:
+    if len(args.words) > 2:
+        raise ValueError(f"expected [MODEL] PROMPT, got {len(args.words)} words: quote the prompt")
+    *path, prompt = args.words
+    folder = path[0] if path else DEMO
+    if not path:
+        print("dllm-fast: no MODEL given: this is the demo, a tiny model with random weights; expect noise", file=sys.stderr)
+    model = load(folder, dtype=args.dtype, device=args.device, threads=args.threads)
+    words: tokenizer.Tokenizer = tokenizer.NumberTokenizer() if args.ids else tokenizer.of_folder(folder)
+    ids = np.array([words.encode(prompt)], np.int64)
+    view = live.View(words.piece, model.config["mask_id"], ids.shape[1], sys.stderr) if args.show else None
+    try:
+        out = generate(
+            model,
+            ids,
+            steps=args.steps or args.gen_length,
+            gen_length=args.gen_length,
+            block_length=args.block_length or args.gen_length,
+            temperature=args.temperature,
+            cfg_scale=args.cfg_scale,
+            threshold=args.threshold,
+            seed=args.seed,
+            return_dict=True,
+            callback=view,
+        )
+    finally:
+        if view:
+            view.close()
+    print(words.decode(out.sequences[0][ids.shape[1] :].tolist()))
+    if args.stats:
+        s = out.stats
+        print(f"{s['tokens']} tokens, {s['forwards']} forwards, {s['tokens_per_second']:.1f} tokens/s", file=sys.stderr)
+    return 0

@@ -1,0 +1,344 @@
+/* The harness: runs a trial on the tested table and on its twin, and judges what came back. */
+#include "check.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "trial.h"
+
+enum { SCRATCH_GUARD = 256, MAX_ARRAYS = sizeof((dllm_trial *)0)->array / sizeof(dllm_trial_array) };
+
+struct dllm_checker {
+    const dllm_ops *ops;
+    uint64_t random;
+    bool timing;
+    int threads, trials, failures;
+    void (*report)(void *arg, const dllm_check_result *result);
+    void *arg;
+};
+
+/* One table with its memory: the arrays of a trial and scratch. */
+typedef struct {
+    dllm_device device;
+    unsigned char *base[MAX_ARRAYS];
+    size_t scratch;
+} side;
+
+/* What came back from one run. */
+typedef struct {
+    unsigned char *array[MAX_ARRAYS];
+    void *at[MAX_ARRAYS]; /* row 0 of each */
+    const char *why;      /* what went wrong besides numbers, or NULL */
+} outcome;
+
+/* ---- random numbers of the harness: xorshift64* ---------------------------------------------------------------------------------- */
+static uint64_t next(dllm_checker *k)
+{
+    k->random ^= k->random >> 12;
+    k->random ^= k->random << 25;
+    k->random ^= k->random >> 27;
+    return k->random * 0x2545f4914f6cdd1du;
+}
+
+double dllm_trial_uniform(dllm_checker *k) { return (double)(next(k) >> 11) * 0x1p-53; }
+
+int32_t dllm_trial_below(dllm_checker *k, int32_t n) { return (int32_t)(dllm_trial_uniform(k) * n); }
+
+bool dllm_trial_timing(const dllm_checker *k) { return k->timing; }
+
+/* ---- sides ----------------------------------------------------------------------------------------------------------------------- */
+static void close_side(side *s, int n_arrays)
+{
+    const dllm_ops *ops = s->device.ops;
+    for (int i = 0; i < n_arrays; i++) {
+        if (s->base[i]) ops->free(&s->device, s->base[i]);
+    }
+    if (s->device.scratch) ops->free(&s->device, s->device.scratch);
+}
+
+static bool open_side(side *s, const dllm_ops *ops, int threads, const dllm_trial *t)
+{
+    *s = (side){ .device = { .ops = ops, .threads = threads } };
+    dllm_device *d = &s->device;
+    s->scratch = d->scratch_bytes = ops->scratch(d, &t->config, t->act, t->rows, t->keys);
+    d->scratch = ops->alloc(d, s->scratch + SCRATCH_GUARD);
+    bool fine = d->scratch;
+    for (int i = 0; i < t->n_arrays; i++) {
+        s->base[i] = ops->alloc(d, t->array[i].bytes);
+        fine = fine && s->base[i] && t->array[i].image;
+    }
+    if (!fine) close_side(s, t->n_arrays);
+    return fine;
+}
+
+/* Tables of the CPU need no copies between host and device, so theirs may be left out. */
+static void upload(side *s, void *to, const void *from, size_t n)
+{
+    if (s->device.ops->upload) s->device.ops->upload(&s->device, to, from, n);
+    else memcpy(to, from, n);
+}
+
+static void download(side *s, void *to, const void *from, size_t n)
+{
+    if (s->device.ops->download) s->device.ops->download(&s->device, to, from, n);
+    else memcpy(to, from, n);
+}
+
+static void free_outcome(outcome *o, int n_arrays)
+{
+    for (int i = 0; i < n_arrays; i++) free(o->array[i]);
+}
+
+static void call(side *s, const dllm_trial *t, int32_t first, int32_t n)
+{
+    void *at[MAX_ARRAYS];
+    for (int i = 0; i < t->n_arrays; i++) at[i] = s->base[i] + t->array[i].start;
+    t->run(t, &s->device, at, first, n);
+}
+
+static const char *check_scratch(side *s)
+{
+    unsigned char guard[SCRATCH_GUARD];
+    download(s, guard, (char *)s->device.scratch + s->scratch, sizeof guard);
+    for (size_t i = 0; i < sizeof guard; i++) {
+        if (guard[i]) return "wrote beyond its scratch";
+    }
+    return NULL;
+}
+
+static outcome run(side *s, const dllm_trial *t, int threads, int32_t first, int32_t n)
+{
+    outcome o = { 0 };
+    s->device.threads = threads;
+    for (int i = 0; i < t->n_arrays; i++) upload(s, s->base[i], t->array[i].image, t->array[i].bytes);
+    call(s, t, first, n);
+    o.why = s->device.ops->sync(&s->device) ? "the device reported a failure" : check_scratch(s);
+    for (int i = 0; i < t->n_arrays; i++) {
+        o.array[i] = malloc(t->array[i].bytes);
+        if (!o.array[i]) return (free_outcome(&o, i), (outcome){ .why = "out of memory" });
+        download(s, o.array[i], s->base[i], t->array[i].bytes);
+        o.at[i] = o.array[i] + t->array[i].start;
+    }
+    return o;
+}
+
+/* ---- judging --------------------------------------------------------------------------------------------------------------------- */
+static size_t element_size(const dllm_trial_array *a)
+{
+    return a->kind == TRIAL_F64 ? 8 : a->kind == TRIAL_F32 || a->kind == TRIAL_I32 ? 4 : 2;
+}
+
+static unsigned char *row_of(const dllm_trial *t, int array, unsigned char *bytes, int32_t i)
+{
+    const dllm_trial_array *a = &t->array[array];
+    return bytes + a->start + (size_t)(dllm_trial_place(t, array, i) * a->stride) * element_size(a);
+}
+
+/* Everything but the rows asked for must be as it was. */
+static bool untouched(const dllm_trial *t, int array, const outcome *o, int32_t first, int32_t n)
+{
+    const dllm_trial_array *a = &t->array[array];
+    unsigned char *copy = malloc(a->bytes);
+    if (!copy) return false;
+    memcpy(copy, o->array[array], a->bytes);
+    for (int32_t i = first; a->role != TRIAL_IN && i < first + n; i++)
+        memcpy(row_of(t, array, copy, i), row_of(t, array, a->image, i), (size_t)a->cols * element_size(a));
+    const bool same = memcmp(copy, a->image, a->bytes) == 0;
+    free(copy);
+    return same;
+}
+
+static const char *check_untouched(const dllm_trial *t, const outcome *o, int32_t first, int32_t n)
+{
+    for (int i = 0; i < t->n_arrays; i++) {
+        if (!untouched(t, i, o, first, n)) return t->array[i].role == TRIAL_IN ? "changed an input" : "wrote where it was not asked to";
+    }
+    return NULL;
+}
+
+static double read(const dllm_trial_array *a, const void *row, int64_t col)
+{
+    return a->kind == TRIAL_I32 ? (double)((const int32_t *)row)[col] : (double)dllm_get(row, (dllm_dtype)a->kind, col);
+}
+
+/* The difference in epsilons of a value of that size; the smallest positive number of the dtype counts as nothing. */
+static double error_of(const dllm_trial_array *a, double want, double got, double slack)
+{
+    if (want == got || (isnan(want) && isnan(got))) return 0;
+    if (!isfinite(want) || !isfinite(got) || a->kind == TRIAL_I32) return INFINITY;
+    const double tiniest = a->kind == TRIAL_F16 ? 0x1p-24 : a->kind == TRIAL_BF16 ? 0x1p-133 : 0x1p-149, epsilon = dllm_trial_epsilon(a->kind);
+    const double beyond = fabs(want - got) - slack - tiniest;
+    return beyond <= 0 ? 0 : fabs(want) < DBL_MIN ? INFINITY : beyond / (epsilon * fabs(want));
+}
+
+static double row_error(const dllm_trial *t, const outcome *want, const outcome *got, int32_t i)
+{
+    double worst = 0;
+    for (int k = 0; k < t->n_arrays; k++) {
+        const dllm_trial_array *a = &t->array[k];
+        if (a->role != TRIAL_OUT) continue;
+        const void *w = row_of(t, k, want->array[k], i), *g = row_of(t, k, got->array[k], i);
+        for (int64_t c = 0; c < a->cols; c++) worst = fmax(worst, error_of(a, read(a, w, c), read(a, g, c), a->slack ? a->slack[i] : 0));
+    }
+    return worst;
+}
+
+static double error(const dllm_trial *t, const outcome *want, const outcome *got)
+{
+    double worst = 0;
+    for (int32_t i = 0; i < t->rows; i++) {
+        const double e = row_error(t, want, got, i);
+        if (e > t->tolerance && t->excuse && t->excuse(t, want->at, got->at, i)) continue;
+        worst = fmax(worst, e);
+    }
+    return worst;
+}
+
+static bool same_rows(const dllm_trial *t, const outcome *x, const outcome *y, int32_t first, int32_t n)
+{
+    for (int k = 0; k < t->n_arrays; k++) {
+        const dllm_trial_array *a = &t->array[k];
+        for (int32_t i = first; a->role == TRIAL_OUT && i < first + n; i++) {
+            if (memcmp(row_of(t, k, x->array[k], i), row_of(t, k, y->array[k], i), (size_t)a->cols * element_size(a))) return false;
+        }
+    }
+    return true;
+}
+
+/* The same rows in other company: on one thread, alone, and with others at another place. */
+static const char *check_company(side *s, const dllm_trial *t, int threads, const outcome *whole)
+{
+    const int32_t n = t->rows, middle = n / 2;
+    const int32_t parts[4][2] = { { 0, n }, { middle, n ? 1 : 0 }, { n > 2 ? 1 : 0, n > 2 ? n - 2 : n }, { middle, n - middle } };
+    const char *why = NULL;
+    for (int p = 0; p < 4 && !why; p++) {
+        const int32_t first = parts[p][0], count = parts[p][1];
+        outcome o = run(s, t, p == 3 ? threads : 1, first, count);
+        why = o.why;
+        if (!why) why = check_untouched(t, &o, first, count);
+        if (!why && !same_rows(t, whole, &o, first, count)) why = p ? "a row depends on its company" : "a row depends on the number of threads";
+        free_outcome(&o, t->n_arrays);
+    }
+    return why;
+}
+
+/* ---- timing and reporting ---------------------------------------------------------------------------------------------------------- */
+static double now(void)
+{
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* The best of up to 20 runs, or of those that begin within `budget` seconds. */
+static double measure(side *s, const dllm_trial *t, int threads, double budget)
+{
+    double best = INFINITY;
+    s->device.threads = threads;
+    const double begin = now();
+    for (int i = 0; i < 20 && (i == 0 || now() - begin < budget); i++) {
+        const double from = now();
+        call(s, t, 0, t->rows);
+        s->device.ops->sync(&s->device);
+        best = fmin(best, now() - from);
+    }
+    return best;
+}
+
+static void judge(dllm_check_result *r, side *tested, side *twin, const dllm_trial *t)
+{
+    const dllm_checker *k = t->checker;
+    outcome want = run(twin, t, 1, 0, t->rows), got = run(tested, t, k->threads, 0, t->rows);
+    const char *why = want.why ? want.why : got.why;
+    if (!why) why = check_untouched(t, &got, 0, t->rows);
+    if (!why) r->error = error(t, &want, &got);
+    if (!why) why = check_company(tested, t, k->threads, &got);
+    free_outcome(&want, t->n_arrays);
+    free_outcome(&got, t->n_arrays);
+    if (why) {
+        r->error = INFINITY;
+        r->why = why;
+    }
+    r->ok = r->error <= r->tolerance;
+    if (!k->timing) return;
+    r->seconds = measure(tested, t, k->threads, 1);
+    r->seconds_c = measure(twin, t, 1, 0);
+}
+
+static void finish(dllm_trial *t)
+{
+    for (int i = 0; i < t->n_arrays; i++) {
+        free(t->array[i].image);
+        free(t->array[i].slack);
+    }
+}
+
+void dllm_trial_begin(dllm_checker *k, dllm_trial *t, const char *kernel, int32_t rows)
+{
+    *t = (dllm_trial){ .checker = k, .kernel = kernel, .rows = rows };
+}
+
+void dllm_trial_name(dllm_trial *t, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    vsnprintf(t->name, sizeof t->name, format, args);
+    va_end(args);
+}
+
+void dllm_trial_end(dllm_trial *t)
+{
+    dllm_checker *k = t->checker;
+    dllm_check_result r = { .kernel = t->kernel, .name = t->name, .error = INFINITY, .tolerance = t->tolerance, .why = "" };
+    side tested, twin;
+    if (!open_side(&tested, k->ops, k->threads, t)) {
+        r.why = "out of memory";
+    } else if (!open_side(&twin, &dllm_ops_c, 1, t)) {
+        r.why = "out of memory";
+        close_side(&tested, t->n_arrays);
+    } else {
+        judge(&r, &tested, &twin, t);
+        close_side(&tested, t->n_arrays);
+        close_side(&twin, t->n_arrays);
+    }
+    k->trials++;
+    k->failures += !r.ok;
+    if (k->report) k->report(k->arg, &r);
+    finish(t);
+}
+
+/* ---- every kernel has its cases ------------------------------------------------------------------------------------------------------ */
+typedef struct {
+    const char *name;
+    size_t member;
+    void (*cases)(dllm_checker *k);
+} kernel;
+
+#define KERNEL(name) { #name, offsetof(dllm_ops, name), dllm_check_##name }
+static const kernel kernels[] = {
+    KERNEL(embed), KERNEL(rmsnorm), KERNEL(linear), KERNEL(rope), KERNEL(attend),
+    KERNEL(swiglu), KERNEL(add), KERNEL(guide), KERNEL(predict), KERNEL(nll),
+};
+enum { N_KERNELS = sizeof kernels / sizeof *kernels, MEMBER = sizeof(void (*)(void)) };
+_Static_assert(N_KERNELS * MEMBER + offsetof(dllm_ops, scratch) + MEMBER == sizeof(dllm_ops), "a kernel of dllm_ops has no cases here");
+
+int dllm_check(const dllm_ops *ops, const char *kernel_name, uint64_t seed, bool timing, int threads,
+               void (*report)(void *arg, const dllm_check_result *result), void *arg)
+{
+    const bool all = !kernel_name || !*kernel_name;
+    dllm_checker k = { .ops = ops, .timing = timing, .threads = threads, .report = report, .arg = arg };
+    bool known = all;
+    for (size_t i = 0; i < N_KERNELS; i++) {
+        if (!all && strcmp(kernel_name, kernels[i].name)) continue;
+        known = true;
+        const int before = k.trials;
+        k.random = (seed * N_KERNELS + i + 1) * 0x9e3779b97f4a7c15u | 1; /* a kernel's cases are the same whichever others run */
+        kernels[i].cases(&k);
+        k.failures += k.trials == before || kernels[i].member != offsetof(dllm_ops, embed) + i * MEMBER;
+    }
+    return known ? k.failures : DLLM_E_VALUE;
+}

@@ -1,0 +1,27 @@
+/* cuda.h: what the CUDA plug-in libdllm_cuda.so is to the core: one table behind one exported function. Plain C, so that both
+ * sides of the border include it: no type of CUDA or of C++ crosses it. The plug-in needs no NVIDIA library to be loaded; the
+ * runtime in it is linked statically and looks for the driver when it is first asked for something. */
+#ifndef DLLM_CUDA_H
+#define DLLM_CUDA_H
+#include <stddef.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { DLLM_CUDA_ABI = 1 }; /* counts the changes to this table */
+
+typedef struct {
+    int abi; /* DLLM_CUDA_ABI of the plug-in; stays the first member */
+    /* How many devices there are; negative: none can be used, last_error() says why. */
+    int (*device_count)(void);
+    /* "NVIDIA H200, sm_90, 143771 MiB", or negative. */
+    int (*device_info)(int device, char *out, size_t bytes);
+    const char *(*last_error)(void); /* of the calling thread */
+} dllm_cuda;
+
+#define DLLM_CUDA_GET "dllm_cuda_get"
+typedef const dllm_cuda *dllm_cuda_getter(void);
+#ifdef __cplusplus
+}
+#endif
+#endif

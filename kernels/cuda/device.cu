@@ -1,0 +1,54 @@
+/* device.cu: the plug-in's table, and in one line why there is no CUDA where there is none. */
+#include <cuda_runtime.h>
+#include <stdio.h>
+
+#include "cuda.h"
+
+static thread_local char why[256] = "no error";
+
+static int fail(cudaError_t error)
+{
+    snprintf(why, sizeof why, "%s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
+    return -1;
+}
+
+/* CUDA calls a missing driver an insufficient one, so the versions tell the cases apart. */
+static int no_device(cudaError_t error)
+{
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    cudaGetLastError(); /* the error is said here; nobody shall find it again */
+    if (driver == 0) snprintf(why, sizeof why, "no driver: libcuda.so.1 was not found");
+    else if (error == cudaErrorInsufficientDriver)
+        snprintf(why, sizeof why, "the driver is too old: it supports CUDA %d.%d, this build needs %d.%d", driver / 1000,
+                 driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    else if (error == cudaErrorNoDevice || error == cudaSuccess)
+        snprintf(why, sizeof why, "no device: the driver finds none (or CUDA_VISIBLE_DEVICES hides it)");
+    else fail(error);
+    return -1;
+}
+
+static int device_count(void)
+{
+    int n = 0;
+    const cudaError_t error = cudaGetDeviceCount(&n);
+    return error == cudaSuccess && n > 0 ? n : no_device(error);
+}
+
+static int device_info(int device, char *out, size_t bytes)
+{
+    cudaDeviceProp p;
+    const cudaError_t error = cudaGetDeviceProperties(&p, device);
+    if (error != cudaSuccess) return fail(error);
+    snprintf(out, bytes, "%s, sm_%d%d, %zu MiB", p.name, p.major, p.minor, p.totalGlobalMem >> 20);
+    return 0;
+}
+
+static const char *last_error(void) { return why; }
+
+extern "C" __attribute__((visibility("default"))) const dllm_cuda *dllm_cuda_get(void)
+{
+    static const dllm_cuda table = {DLLM_CUDA_ABI, device_count, device_info, last_error};
+    return &table;
+}

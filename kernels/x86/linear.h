@@ -1,0 +1,48 @@
+/* linear.h: the two ways a matrix product runs here. Dot: vectors along k of some tokens and some outputs meet in a tile of accumulators,
+ * and are summed across at the end. Tiles: the AMX unit. Weights stay as they lie, rows of [n, k]; only x is rearranged. */
+#ifndef DLLM_X86_LINEAR_H
+#define DLLM_X86_LINEAR_H
+#include "x86.h"
+#if defined(__x86_64__)
+
+/* The arguments of ops.linear. */
+struct product {
+    dllm_device *d;
+    dllm_mat out;
+    dllm_rows out_rows;
+    dllm_mat x;
+    dllm_rows in_rows;
+    dllm_mat w, bias;
+};
+
+/* One tile of the dot way and what goes with it. A vector holds `step` elements of `size` bytes; x is packed in blocks of up to `mr` rows,
+ * [k / step][rows][step]. */
+struct dot {
+    int step, size, mr, nr;
+    dllm_dtype native; /* weights of this dtype are read in place */
+    /* Vectors of n elements of `from`, the last one filled up with zeros, to to, to + stride, ... */
+    void (*spread)(char *to, int64_t stride, const void *from, dllm_dtype t, int64_t n);
+    /* sums[m * ld + o] = or += sum over `steps` vectors of x row m * w row o, for the rows of one block and nr outputs. Meanwhile fetches a
+     * byte a step from `ahead`, hop bytes apart. tile[r - 1] is for blocks of r rows. */
+    void (*tile[4])(float *sums, int64_t ld, bool add, const char *x, const char *w, int64_t w_stride, int64_t steps, const char *ahead,
+                    int64_t hop);
+    /* Elements at ... at + n of row `out`: sums + bias -> t. */
+    void (*store)(void *out, dllm_dtype t, int64_t at, int64_t n, const float *sums, dllm_mat bias);
+};
+
+extern const struct dot dllm_dot_avx2, dllm_dot_avx512f, dllm_dot_avx512bf16;
+void dllm_linear_dot(const struct product *p, const struct dot *kind);
+size_t dllm_linear_dot_scratch(int threads, int64_t rows, int64_t k);
+
+/* x and w bfloat16. */
+void dllm_linear_amx(const struct product *p);
+size_t dllm_linear_amx_scratch(int threads, int64_t rows, int64_t k);
+
+/* Records that the device's scratch is too small. */
+void dllm_linear_refuse(dllm_device *d, size_t needed);
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
+#endif
+#endif

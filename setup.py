@@ -23,7 +23,9 @@ from setuptools.command.build_ext import build_ext
 
 CUDA = os.environ.get("DLLM_FAST_CUDA", "auto")
 DEBUG, SANITIZE, WERROR = (os.environ.get(name, "0") not in ("", "0") for name in ("DLLM_DEBUG", "DLLM_SANITIZE", "DLLM_WERROR"))
-SOURCES = sorted(path for folder in ("csrc", "kernels", "kernels/c", "kernels/x86", "kernels/check") for path in glob(f"{folder}/*.c"))
+SOURCES = sorted(
+    path for folder in ("csrc", "kernels", "kernels/c", "kernels/x86", "kernels/check") for path in glob(f"{folder}/*.c")
+)
 HEADERS = sorted(glob("csrc/*.h") + glob("kernels/**/*.h", recursive=True))
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
 
@@ -40,7 +42,7 @@ def c_flags() -> list[str]:
     elif DEBUG:
         flags += ["-O0", "-g", "-UNDEBUG"]
     else:
-        flags += ["-O3"]
+        flags += ["-O3", "-g0"]
     return flags + ["-Werror"] * WERROR
 
 
@@ -98,7 +100,7 @@ class BuildExt(build_ext):
 
     def build_core(self, ext: Extension) -> None:
         """As the base class does, but on all cores and only what is out of date."""
-        ext.depends = [*ext.depends, self.stamp("c", [*ext.extra_compile_args, *self.compiler.compiler_so])]
+        ext.depends = [*ext.depends, self.stamp("c", [*ext.sources, *ext.extra_compile_args])]
         compile_all, newest = self.compiler.compile, max(map(os.path.getmtime, ext.depends))
 
         def compile_one(source, output_dir=None, **options):
@@ -119,7 +121,7 @@ class BuildExt(build_ext):
 
     def build_plugin(self, ext: CudaLibrary) -> None:
         nvcc, flags = ext.nvcc, nvcc_flags(ext.nvcc)
-        newest = max(map(os.path.getmtime, [*ext.sources, *ext.depends, self.stamp("cuda", [nvcc, *flags])]))
+        newest = max(map(os.path.getmtime, [*ext.sources, *ext.depends, self.stamp("cuda", [nvcc, *ext.sources, *flags])]))
         library = Path(self.get_ext_fullpath(ext.name))
         objects = [Path(self.build_temp, source).with_suffix(".o") for source in ext.sources]
         for source, built in zip(ext.sources, objects, strict=True):
@@ -131,9 +133,9 @@ class BuildExt(build_ext):
         self.spawn([nvcc, "-shared", "-cudart=static", "-o", str(library), *map(str, objects), *cudart_folders(nvcc),
                     "-Xlinker", "--exclude-libs=ALL", *strip])  # fmt: skip
 
-    def stamp(self, name: str, flags: list[str]) -> str:
-        """A file that is touched when the flags change, so that a debug build after a release build is one."""
-        path, text = Path(self.build_temp, f"{name}.flags"), "\n".join(flags)
+    def stamp(self, name: str, inputs: list[str]) -> str:
+        """A file that changes with the inputs, so that a debug build after a release build is one."""
+        path, text = Path(self.build_temp, f"{name}.inputs"), "\n".join(inputs)
         if not path.exists() or path.read_text() != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)

@@ -293,8 +293,8 @@ int dllm_py_tensor_get(PyObject *o, const char *what, dllm_py_tensor *out)
     const int taken = take_any(o, what, out);
     if (!taken)
         PyErr_Format(PyExc_TypeError,
-                     "%s%s%s is a %.100s; expected a torch tensor, a NumPy array, or another object with __dlpack__", NAMED(what),
-                     Py_TYPE(o)->tp_name);
+                     "%s%s%s is of type %.100s; expected a torch tensor, a NumPy array, or another object with __dlpack__",
+                     NAMED(what), Py_TYPE(o)->tp_name);
     return taken > 0 ? 0 : -1;
 }
 
@@ -345,7 +345,7 @@ static PyObject *array_from_list(PyObject *o)
 {
     PyObject *array = PyArray_FROM_O(o);
     if (!array || strchr("biufc", PyArray_DESCR((PyArrayObject *)array)->kind)) return array;
-    PyErr_Format(PyExc_TypeError, "a %.100s cannot be read as an array of numbers", Py_TYPE(o)->tp_name);
+    PyErr_Format(PyExc_TypeError, "an object of type %.100s cannot be read as an array of numbers", Py_TYPE(o)->tp_name);
     Py_DECREF(array);
     return NULL;
 }

@@ -173,7 +173,7 @@ static int execute(PyObject *module)
         add_exception(module, "DeviceError", "The device is not there or failed.", PyExc_RuntimeError, &state->device_error) < 0 ||
         add_type(module, &dllm_py_model_spec, &state->model) < 0 || add_type(module, &dllm_py_session_spec, &state->session) < 0 ||
         PyModule_AddStringConstant(module, "__version__", dllm_version()) < 0 || PyModule_AddFunctions(module, functions) < 0 ||
-        PyModule_AddFunctions(module, dllm_py_dlpack_methods) < 0)
+        PyModule_AddFunctions(module, dllm_py_dlpack_methods) < 0 || PyModule_AddFunctions(module, dllm_py_check_methods) < 0)
         return -1;
     return dllm_py_dlpack_init(module);
 }

@@ -94,4 +94,5 @@ def load_cuda(path: str) -> int:
     """Opens the CUDA plug-in; its device count. DeviceError says in one line why not."""
 
 def check(level: str = "", kernel: str = "", seed: int = 0, timing: bool = False) -> list[dict[str, Any]]:
-    """Every kernel of a level against its C twin: kernel, case, error, tolerance, ok, and with timing seconds of both."""
+    """Every kernel of a level against its C twin: kernel, case, error, tolerance, ok, why, and with timing
+    seconds and seconds_c."""

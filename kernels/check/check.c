@@ -155,6 +155,7 @@ static bool untouched(const dllm_trial *t, int array, const outcome *o, int32_t 
 static const char *check_untouched(const dllm_trial *t, const outcome *o, int32_t first, int32_t n)
 {
     for (int i = 0; i < t->n_arrays; i++) {
+        if (t->array[i].role == TRIAL_WORK) continue;
         if (!untouched(t, i, o, first, n)) return t->array[i].role == TRIAL_IN ? "changed an input" : "wrote where it was not asked to";
     }
     return NULL;

@@ -11,6 +11,7 @@ typedef enum {
     TRIAL_IN,    /* must not change */
     TRIAL_OUT,   /* compared in the rows asked for */
     TRIAL_SPENT, /* the rows asked for may change, and nobody looks */
+    TRIAL_WORK,  /* belongs to run() */
 } dllm_trial_role;
 
 typedef struct {

@@ -253,6 +253,7 @@ void dllm_linear_amx(const struct product *p)
 {
     const int threads = p->d->threads > 1 ? p->d->threads : 1;
     const int64_t k = p->w.cols;
+    if (p->in_rows.n <= 0) return;
     int64_t rows = at_most(p->in_rows.n, MAX_ROWS);
     while (rows > EDGE && dllm_linear_amx_scratch(threads, rows, k) > p->d->scratch_bytes) rows -= EDGE;
     const size_t needed = dllm_linear_amx_scratch(threads, rows, k);

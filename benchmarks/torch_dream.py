@@ -1,0 +1,76 @@
+"""Dream in plain torch, as the official code computes it: the rival that benchmarks/step.py measures against.
+
+Uncached, greedy, entropy or any other confidence over the whole answer. The network is torch_llada.py's with Dream's names,
+its biases, its rotation in the model's dtype, and logits that belong to the position after them.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch_llada import TorchLLaDA
+
+DREAM_NAMES = {
+    "embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head", "layer": "model.layers.{}.",
+    "attn_norm": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
+}  # fmt: skip
+
+
+class TorchDream(TorchLLaDA):
+    """A Dream checkpoint."""
+
+    names, rope_in_float32, shift = DREAM_NAMES, False, True
+
+    @staticmethod
+    def sizes(c: dict[str, Any]) -> tuple[int, int, int, int]:
+        return c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"], c["num_key_value_heads"]
+
+
+def shifted(rows: torch.Tensor) -> torch.Tensor:
+    return torch.cat((rows[:, :1], rows[:, :-1]), 1)
+
+
+def negative_entropy(p: torch.Tensor) -> torch.Tensor:
+    return torch.sum(p * torch.log(p + 1e-10), -1)
+
+
+def predict_all(model: TorchDream, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x0, confidence) of the masked positions, as the official loop has them: logits of every position, shifted, then the masks'."""
+    z = shifted(model.logits(model.hidden(x)))[x == model.mask_id]
+    p = F.softmax(z, -1)
+    return p.max(-1).indices, negative_entropy(p)
+
+
+def predict_candidates(model: TorchDream, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for someone who does not waste work: the head on the rows that are read only, a float32 softmax."""
+    z = model.logits(shifted(model.hidden(x))[x == model.mask_id]).float()
+    p = F.softmax(z, -1)
+    return p.max(-1).indices, negative_entropy(p)
+
+
+@torch.inference_mode()
+def generate(
+    model: TorchDream,
+    prompt: torch.Tensor,
+    steps: int = 512,
+    max_new_tokens: int = 20,
+    eps: float = 1e-3,
+    predict: Any = predict_all,
+) -> torch.Tensor:
+    """Dream's loop with alg="entropy": a time schedule says how many masks are revealed a step, on the average of the batch."""
+    x = F.pad(prompt, (0, max_new_tokens), value=model.mask_id)
+    t = torch.linspace(1, eps, steps + 1)
+    for i in range(steps):
+        masked = x == model.mask_id
+        if not masked.any():
+            break
+        token, score = predict(model, x)
+        share = 1 - t[i + 1] / t[i] if i < steps - 1 else 1.0
+        n = int(masked.sum() / x.shape[0] * share)
+        confidence, x0 = torch.full(x.shape, -torch.inf, dtype=score.dtype), x.clone()
+        confidence[masked], x0[masked] = score, token
+        if n:
+            at = torch.topk(confidence, n).indices
+            x.scatter_(1, at, x0.gather(1, at))
+    return x

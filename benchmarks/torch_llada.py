@@ -1,0 +1,151 @@
+"""LLaDA in plain torch, as the official code computes it: the rival that benchmarks/step.py measures against.
+
+    model = TorchLLaDA("LLaDA-8B-Instruct"); ids = generate(model, prompt, steps=128, gen_length=128, block_length=32)
+
+Uncached, greedy, no guidance. Linear layers are F.linear and attention is F.scaled_dot_product_attention, both in the weights' dtype.
+"""
+
+import json
+import pathlib
+import struct
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+LLADA_NAMES = {
+    "embed": "model.transformer.wte", "norm": "model.transformer.ln_f", "head": "model.transformer.ff_out",
+    "layer": "model.transformer.blocks.{}.", "attn_norm": "attn_norm", "q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "attn_out",
+    "ffn_norm": "ff_norm", "gate": "ff_proj", "up": "up_proj", "down": "ff_out",
+}  # fmt: skip
+
+
+def read_folder(folder: str | pathlib.Path, dtype: torch.dtype | None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """config.json, and every tensor of *.safetensors in memory of its own, as from_pretrained leaves them."""
+    folder, tensors = pathlib.Path(folder), {}
+    for file in sorted(folder.glob("*.safetensors")):
+        raw = np.memmap(file, mode="r")
+        (n,) = struct.unpack("<Q", raw[:8].tobytes())
+        for name, t in json.loads(raw[8 : 8 + n].tobytes()).items():
+            if name != "__metadata__":
+                a, b = t["data_offsets"]
+                x = torch.from_numpy(np.array(raw[8 + n + a : 8 + n + b])).view(DTYPES[t["dtype"]]).reshape(t["shape"])
+                tensors[name] = x.to(dtype or x.dtype)
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")), tensors
+
+
+class TorchLLaDA:
+    """A LLaDA checkpoint; the class below it in torch_dream.py is the same network with Dream's names and roundings."""
+
+    names, rope_in_float32, shift = LLADA_NAMES, True, False
+
+    def __init__(self, folder: str | pathlib.Path, dtype: torch.dtype | None = None) -> None:
+        c, self.w = read_folder(folder, dtype)
+        self.config = c
+        self.dim, self.layers, self.heads, self.kv_heads = self.sizes(c)
+        self.head_dim, self.eps, self.theta, self.mask_id = (
+            self.dim // self.heads,
+            c["rms_norm_eps"],
+            c["rope_theta"],
+            c["mask_token_id"],
+        )
+        tied = c.get("weight_tying", c.get("tie_word_embeddings", False))
+        self.head = self.w[self.names["embed" if tied else "head"] + ".weight"]
+
+    @staticmethod
+    def sizes(c: dict[str, Any]) -> tuple[int, int, int, int]:
+        return c["d_model"], c["n_layers"], c["n_heads"], c["n_kv_heads"] or c["n_heads"]
+
+    def linear(self, x: torch.Tensor, layer: int, name: str) -> torch.Tensor:
+        at = self.names["layer"].format(layer) + self.names[name]
+        return F.linear(x, self.w[at + ".weight"], self.w.get(at + ".bias"))
+
+    def rms_norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return y.to(x.dtype) * self.w[name + ".weight"]
+
+    def rope_tables(self, length: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        inv = 1.0 / self.theta ** (torch.arange(0, self.head_dim, 2).float() / self.head_dim)
+        angle = torch.outer(torch.arange(length).float(), inv).repeat(1, 2)
+        dtype = torch.float32 if self.rope_in_float32 else dtype
+        return angle.cos().to(dtype), angle.sin().to(dtype)
+
+    def rotate(self, x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """x [B, heads, L, head_dim]."""
+        y = x.float() if self.rope_in_float32 else x
+        a, b = y.chunk(2, -1)
+        return (y * tables[0] + torch.cat((-b, a), -1) * tables[1]).to(x.dtype)
+
+    def attention(self, x: torch.Tensor, layer: int, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        batch, length, _ = x.shape
+        q, k, v = (self.linear(x, layer, n).view(batch, length, -1, self.head_dim).transpose(1, 2) for n in "qkv")
+        q, k = self.rotate(q, tables), self.rotate(k, tables)
+        group = self.heads // self.kv_heads
+        if group > 1:
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.linear(y.transpose(1, 2).reshape(batch, length, -1), layer, "o")
+
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        """Output of the final norm, [B, L, dim]."""
+        x = F.embedding(ids, self.w[self.names["embed"] + ".weight"])
+        tables = self.rope_tables(ids.shape[1], x.dtype)
+        for i in range(self.layers):
+            at = self.names["layer"].format(i)
+            x = x + self.attention(self.rms_norm(x, at + self.names["attn_norm"]), i, tables)
+            m = self.rms_norm(x, at + self.names["ffn_norm"])
+            x = x + self.linear(F.silu(self.linear(m, i, "gate")) * self.linear(m, i, "up"), i, "down")
+        return self.rms_norm(x, self.names["norm"])
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden, self.head)
+
+
+def predict_all(model: TorchLLaDA, x: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x0, confidence) [B, L] as the official loop has them: logits and softmax of every position, in the logits' dtype."""
+    logits = model.logits(model.hidden(x))
+    x0 = torch.argmax(logits, -1)
+    p = F.softmax(logits, -1).gather(-1, x0[..., None])[..., 0]
+    return x0, torch.where((x == model.mask_id) & (torch.arange(x.shape[1]) < end), p, -torch.inf)
+
+
+def predict_candidates(model: TorchLLaDA, x: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for someone who does not waste work: the head and a float32 softmax on the rows that may be revealed only."""
+    at = (x == model.mask_id) & (torch.arange(x.shape[1]) < end)
+    z = model.logits(model.hidden(x)[at]).float()
+    best, token = z.max(-1)
+    x0, confidence = x.clone(), torch.full(x.shape, -torch.inf)
+    x0[at], confidence[at] = token, torch.exp(best - torch.logsumexp(z, -1))
+    return x0, confidence
+
+
+def reveal(x: torch.Tensor, x0: torch.Tensor, confidence: torch.Tensor, quota: list[int]) -> torch.Tensor:
+    """x with the quota of every row taken from x0, surest first."""
+    out = x.clone()
+    for b, n in enumerate(quota):
+        at = torch.topk(confidence[b], n).indices
+        out[b, at] = x0[b, at]
+    return out
+
+
+@torch.inference_mode()
+def generate(
+    model: TorchLLaDA,
+    prompt: torch.Tensor,
+    steps: int = 128,
+    gen_length: int = 128,
+    block_length: int = 128,
+    predict: Any = predict_all,
+) -> torch.Tensor:
+    """LLaDA's loop: blocks from left to right, an even share of a block's masks a step."""
+    x = F.pad(prompt, (0, gen_length), value=model.mask_id)
+    per_block = steps // (gen_length // block_length)
+    for end in range(prompt.shape[1] + block_length, x.shape[1] + 1, block_length):
+        masks = (x[:, end - block_length : end] == model.mask_id).sum(1).tolist()
+        for i in range(per_block):
+            x0, confidence = predict(model, x, end)
+            x = reveal(x, x0, confidence, [m // per_block + (i < m % per_block) for m in masks])
+    return x

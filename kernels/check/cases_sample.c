@@ -1,0 +1,185 @@
+/* Cases of the kernels that read logits: predict and nll. */
+#include <float.h>
+#include <math.h>
+
+#include "../../csrc/rng.h"
+#include "trial.h"
+
+enum { SAMPLE_LOGITS, SAMPLE_TOKEN, SAMPLE_SCORE, SAMPLE_PROB, SAMPLE_KEYS, SAMPLE_NOISE, SAMPLE_NOISE_ROWS };
+
+typedef enum { PLAIN, TIES, PEAKED, FLAT, N_LOOKS } look; /* of the logits */
+
+typedef struct {
+    int32_t n, vocab, gap;
+} shape;
+static const shape shapes[] = { { 0, 8, 0 }, { 1, 1, 0 }, { 2, 5, 1 }, { 3, 17, 0 }, { 7, 100, 3 }, { 5, 1000, 0 }, { 2, 5003, 0 }, { 32, 126464, 0 } };
+enum { N_SHAPES = sizeof shapes / sizeof *shapes };
+
+/* A way to draw and score */
+typedef struct {
+    const char *name;
+    bool gumbel, recorded; /* noise */
+    float temperature, top_p;
+    int32_t top_k, banned, unscored;
+    dllm_score score;
+} way;
+static const way ways[] = {
+    { "greedy", .gumbel = true, .top_p = 1 },
+    { "greedy banned unscored", .gumbel = true, .top_p = 1, .banned = 2, .unscored = 2 },
+    { "greedy random", .gumbel = true, .top_p = 1, .score = DLLM_SCORE_RANDOM },
+    { "greedy margin", .top_p = 1, .score = DLLM_SCORE_MARGIN },
+    { "greedy entropy", .top_p = 1, .score = DLLM_SCORE_ENTROPY, .banned = 1 },
+    { "greedy origin", .top_p = 1, .score = DLLM_SCORE_ORIGIN },
+    { "greedy top-p entropy", .top_p = 0.7f, .score = DLLM_SCORE_ENTROPY },
+    { "greedy top-k margin", .top_p = 1, .top_k = 3, .score = DLLM_SCORE_MARGIN },
+    { "gumbel recorded", .gumbel = true, .recorded = true, .temperature = 0.7f, .top_p = 1 },
+    { "gumbel", .gumbel = true, .temperature = 1, .top_p = 1, .banned = 1, .unscored = 1 },
+    { "draw recorded", .recorded = true, .temperature = 0.5f, .top_p = 1 },
+    { "draw", .temperature = 1.3f, .top_p = 1, .score = DLLM_SCORE_MARGIN },
+    { "draw top-p", .temperature = 1, .top_p = 0.9f, .score = DLLM_SCORE_ENTROPY, .banned = 1 },
+    { "draw top-k", .recorded = true, .temperature = 0.3f, .top_p = 1, .top_k = 5 },
+    { "draw top-p top-k", .temperature = 1, .top_p = 0.8f, .top_k = 50, .score = DLLM_SCORE_MARGIN },
+};
+enum { N_WAYS = sizeof ways / sizeof *ways };
+
+static void run_predict(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
+{
+    d->ops->predict(d, (int32_t *)at[SAMPLE_TOKEN] + first, (float *)at[SAMPLE_SCORE] + first, (float *)at[SAMPLE_PROB] + first,
+                    dllm_trial_mat(t, SAMPLE_LOGITS, at, first), n, &t->how, (const dllm_key *)at[SAMPLE_KEYS] + first,
+                    t->flag ? at[SAMPLE_NOISE] : NULL, t->flag ? (const int32_t *)at[SAMPLE_NOISE_ROWS] + first : NULL);
+}
+
+/* The number that the drawn token has the most of, in logarithms. */
+static double lot(const dllm_trial *t, int32_t i, int32_t token)
+{
+    const double z = dllm_trial_get(t, SAMPLE_LOGITS, i, token), temperature = (double)t->how.temperature;
+    const int64_t noise_row = t->flag ? (int64_t)dllm_trial_get(t, SAMPLE_NOISE_ROWS, i, 0) : 0;
+    const int per_block = t->how.gumbel ? 2 : 4, at = token % per_block;
+    const dllm_trial_array *keys = &t->array[SAMPLE_KEYS];
+    uint32_t w[4];
+    if (!t->flag) dllm_random(w, (const dllm_key *)(keys->image + keys->start) + i, DLLM_USE_TOKEN, (uint32_t)(token / per_block));
+    if (t->how.gumbel) return z - temperature * log(-log(t->flag ? dllm_trial_get(t, SAMPLE_NOISE, noise_row, token) : dllm_uniform_of(w[2 * at], w[2 * at + 1])));
+    return z / temperature - log(t->flag ? dllm_trial_get(t, SAMPLE_NOISE, noise_row, token) : (double)dllm_exponential_of(w[at]));
+}
+
+/* Only a draw may go another way, and only between tokens that the twin, too, holds for all but equal. */
+static bool near_tie(const dllm_trial *t, void *const *want, void *const *got, int32_t i)
+{
+    const int32_t a = ((const int32_t *)want[SAMPLE_TOKEN])[i], b = ((const int32_t *)got[SAMPLE_TOKEN])[i];
+    if (a == b || t->how.temperature <= 0 || b < 0 || b >= t->array[SAMPLE_LOGITS].cols) return false;
+    const bool filtered = !t->how.gumbel && (t->how.top_p < 1 || t->how.top_k > 0);
+    const double lot_a = lot(t, i, a), lot_b = lot(t, i, b);
+    return !filtered && fabs(lot_a - lot_b) <= 1e-5 * (1 + fabs(lot_a));
+}
+
+static void fill_logits(dllm_trial *t, look l)
+{
+    const dllm_trial_array *a = &t->array[SAMPLE_LOGITS];
+    static const double scales[N_LOOKS] = { 3, 1, 40, 1e-3 };
+    dllm_trial_fill(t, SAMPLE_LOGITS, scales[l]);
+    for (int64_t r = 0; l == TIES && r < a->rows; r++) {
+        for (int64_t c = 0; c < a->cols; c++) dllm_trial_set(t, SAMPLE_LOGITS, r, c, floor(2 * dllm_trial_get(t, SAMPLE_LOGITS, r, c)) / 2);
+    }
+}
+
+static void fill_noise(dllm_trial *t)
+{
+    const dllm_trial_array *a = &t->array[SAMPLE_NOISE];
+    for (int64_t r = 0; r < a->rows; r++) {
+        for (int64_t c = 0; c < a->cols; c++) {
+            const double u = dllm_trial_uniform(t->checker);
+            dllm_trial_set(t, SAMPLE_NOISE, r, c, a->kind == TRIAL_F64 ? u : -log(1 - u) + 1e-9);
+        }
+    }
+    for (int32_t i = 0; i < t->rows; i++) dllm_trial_set(t, SAMPLE_NOISE_ROWS, i, 0, t->rows - 1 - i);
+}
+
+static void fill_keys(dllm_trial *t)
+{
+    const dllm_trial_array *a = &t->array[SAMPLE_KEYS];
+    for (int32_t i = 0; a->image && i < t->rows; i++)
+        ((dllm_key *)(a->image + a->start))[i] = (dllm_key){ (uint64_t)dllm_trial_below(t->checker, 1000), (uint64_t)i, 3, (uint32_t)(5 * i) };
+}
+
+/* Tokens that may not be drawn, or not be scored; the greatest logits among them, or the case would tell nothing. */
+static void choose_tokens(dllm_trial *t, const way *w, int32_t vocab)
+{
+    t->how.n_banned = w->banned < vocab ? w->banned : 0;
+    t->how.n_unscored = w->unscored < vocab ? w->unscored : 0;
+    for (int i = 0; i < 2; i++) {
+        t->how.banned[i] = dllm_trial_below(t->checker, vocab);
+        t->how.unscored[i] = (t->how.banned[0] + 1 + i) % vocab;
+        for (int32_t r = i; r < t->rows; r += 2) {
+            if (i < w->banned) dllm_trial_set(t, SAMPLE_LOGITS, r, t->how.banned[i], 50);
+            if (i < w->unscored) dllm_trial_set(t, SAMPLE_LOGITS, r, t->how.unscored[i], 20);
+        }
+    }
+}
+
+static void predict_case(dllm_checker *k, const shape *s, const way *w, look l)
+{
+    dllm_trial t;
+    dllm_trial_begin(k, &t, "predict", s->n);
+    static const char *looks[] = { "", " ties", " peaked", " flat" };
+    dllm_trial_name(&t, "n %d vocab %d%s %s%s", (int)s->n, (int)s->vocab, s->gap ? " strided" : "", w->name, looks[l]);
+    t.run = run_predict;
+    t.excuse = near_tie;
+    t.flag = w->recorded;
+    t.tolerance = 16; /* float32 sums of many exponentials */
+    t.config.vocab = s->vocab;
+    t.how = (dllm_sampling){ .score = w->score, .gumbel = w->gumbel, .temperature = w->temperature, .top_p = w->top_p, .top_k = w->top_k };
+    dllm_trial_add(&t, TRIAL_SPENT, TRIAL_F32, s->n + 1, s->vocab, s->vocab + s->gap);
+    dllm_trial_add(&t, TRIAL_OUT, TRIAL_I32, s->n + 1, 1, 0);
+    dllm_trial_add(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1, 0);
+    dllm_trial_add(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1, 0);
+    dllm_trial_add(&t, TRIAL_IN, TRIAL_KEY, s->n + 1, 1, 0);
+    dllm_trial_add(&t, TRIAL_IN, w->gumbel ? TRIAL_F64 : TRIAL_F32, w->recorded ? s->n + 1 : 0, s->vocab, 0);
+    dllm_trial_add(&t, TRIAL_IN, TRIAL_I32, s->n + 1, 1, 0);
+    fill_logits(&t, l);
+    fill_noise(&t);
+    fill_keys(&t);
+    choose_tokens(&t, w, s->vocab);
+    for (int32_t i = 0; i < s->n; i++) {
+        dllm_trial_slack(&t, SAMPLE_SCORE, i, 64 * dllm_trial_epsilon(TRIAL_F32)); /* differences and logarithms of probabilities */
+        dllm_trial_slack(&t, SAMPLE_PROB, i, 0);
+    }
+    dllm_trial_end(&t);
+}
+
+void dllm_check_predict(dllm_checker *k)
+{
+    for (int i = 0; i < N_SHAPES - 1; i++) {
+        for (int j = 0; j < N_WAYS * N_LOOKS; j++) predict_case(k, &shapes[i], &ways[j / N_LOOKS], (look)(j % N_LOOKS));
+    }
+    for (int j = 0; dllm_trial_timing(k) && j < N_WAYS; j++) predict_case(k, &shapes[N_SHAPES - 1], &ways[j], PLAIN);
+}
+
+/* ---- nll --------------------------------------------------------------------------------------------------------------------------- */
+enum { NLL_LOGITS, NLL_TARGET, NLL_OUT };
+
+static void run_nll(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
+{
+    d->ops->nll(d, (float *)at[NLL_OUT] + first, dllm_trial_mat(t, NLL_LOGITS, at, first), (const int32_t *)at[NLL_TARGET] + first, n);
+}
+
+void dllm_check_nll(dllm_checker *k)
+{
+    for (int i = 0; i < (dllm_trial_timing(k) ? N_SHAPES : N_SHAPES - 1) * N_LOOKS; i++) {
+        const shape *s = &shapes[i / N_LOOKS];
+        dllm_trial t;
+        dllm_trial_begin(k, &t, "nll", s->n);
+        dllm_trial_name(&t, "n %d vocab %d%s look %d", (int)s->n, (int)s->vocab, s->gap ? " strided" : "", i % N_LOOKS);
+        t.run = run_nll;
+        t.tolerance = 4;
+        t.config.vocab = s->vocab;
+        dllm_trial_add(&t, TRIAL_IN, TRIAL_F32, s->n + 1, s->vocab, s->vocab + s->gap);
+        dllm_trial_add(&t, TRIAL_IN, TRIAL_I32, s->n + 1, 1, 0);
+        dllm_trial_add(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1, 0);
+        fill_logits(&t, (look)(i % N_LOOKS));
+        for (int32_t r = 0; r < s->n; r++) {
+            dllm_trial_set(&t, NLL_TARGET, r, 0, dllm_trial_below(k, s->vocab));
+            dllm_trial_slack(&t, NLL_OUT, r, 32 * dllm_trial_epsilon(TRIAL_F32)); /* of a logarithm near 0 */
+        }
+        dllm_trial_end(&t);
+    }
+}

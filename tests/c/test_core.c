@@ -1,0 +1,178 @@
+/* The core without Python: every model folder given is opened, run, and held to what a session promises. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../csrc/dllm.h"
+
+static int passed, failed;
+
+static void expect(bool ok, const char *what, const char *where)
+{
+    if (ok) passed++;
+    else {
+        failed++;
+        printf("FAIL %s: %s (%s)\n", where, what, dllm_last_error());
+    }
+}
+
+enum { ANSWER = 12, MOST = 64 };
+
+typedef struct {
+    dllm_checkpoint *files;
+    dllm_device *device;
+    dllm_model *model;
+} opened;
+
+static bool open_model(opened *o, const char *folder, const char *device, int threads, dllm_dtype act)
+{
+    *o = (opened){ 0 };
+    return dllm_checkpoint_open(&o->files, folder) >= 0 && dllm_device_open(&o->device, device, threads) >= 0 &&
+           dllm_model_open(&o->model, o->device, dllm_checkpoint_config(o->files), dllm_checkpoint_weights(o->files), act) >= 0;
+}
+
+static void close_model(opened *o)
+{
+    dllm_model_close(o->model);
+    dllm_device_close(o->device);
+    dllm_checkpoint_close(o->files);
+}
+
+static void fill_prompt(int32_t *ids, int n, int seed)
+{
+    for (int i = 0; i < n; i++) ids[i] = (seed * 37 + i * 11 + 5) % 250;
+}
+
+static dllm_params params_of(const opened *o, float temperature)
+{
+    dllm_params p;
+    dllm_params_init(&p, dllm_model_config(o->model));
+    p.answer_len = ANSWER;
+    p.block_len = ANSWER / 2;
+    p.steps = ANSWER / 2;
+    p.temperature = temperature;
+    if (p.score == DLLM_SCORE_ORIGIN) p.score = DLLM_SCORE_ENTROPY;
+    return p;
+}
+
+/* Runs prompts of 3, 8 and 5 ids (the set bits of `which`) and leaves sequence after sequence in out; how many ids. */
+static int64_t generate(const opened *o, const dllm_params *p, int which, int32_t out[][MOST])
+{
+    static const int lengths[] = { 3, 8, 5 };
+    int32_t ids[3][MOST], packed[3 * MOST];
+    dllm_prompt prompts[3];
+    int n = 0;
+    for (int i = 0; i < 3; i++) {
+        if (!(which >> i & 1)) continue;
+        fill_prompt(ids[i], lengths[i], i);
+        prompts[n++] = (dllm_prompt){ .ids = ids[i], .n = lengths[i], .seed = 7, .stream = (uint64_t)i };
+    }
+    dllm_session *s;
+    if (dllm_session_open(&s, o->model, p, prompts, n) < 0) return -1;
+    const int left = dllm_session_run(s, NULL, NULL);
+    const int64_t rows = dllm_session_rows(s);
+    dllm_session_tokens(s, packed, rows);
+    for (int b = 0; b < n; b++) {
+        const int64_t from = dllm_session_offset(s, b), to = dllm_session_offset(s, b + 1);
+        memcpy(out[b], packed + from, (size_t)(to - from) * sizeof *packed);
+    }
+    dllm_session_close(s);
+    return left == 0 ? rows : -1;
+}
+
+static void check_rows_alone(const opened *o, const char *where, float temperature)
+{
+    const dllm_params p = params_of(o, temperature);
+    int32_t together[3][MOST], alone[3][MOST];
+    expect(generate(o, &p, 7, together) == 3 + 8 + 5 + 3 * ANSWER, "a batch of three runs to its end", where);
+    for (int i = 0; i < 3; i++) {
+        const int64_t n = generate(o, &p, 1 << i, alone);
+        expect(n > 0 && memcmp(alone[0], together[i], (size_t)n * sizeof(int32_t)) == 0, "a row of a batch equals the row alone", where);
+    }
+}
+
+static void check_guidance_and_threshold(const opened *o, const char *where)
+{
+    int32_t out[3][MOST];
+    dllm_params p = params_of(o, 0);
+    p.cfg_scale = 0.5f;
+    expect(generate(o, &p, 3, out) > 0, "guidance runs", where);
+    p.cfg_scale = 0;
+    p.threshold = 0.3f;
+    expect(generate(o, &p, 3, out) > 0, "threshold decoding ends", where);
+    p.threshold = 0;
+    p.factor = 1;
+    expect(generate(o, &p, 3, out) > 0, "factor decoding ends", where);
+}
+
+static void check_refusals(const opened *o, const char *where)
+{
+    const int32_t ids[] = { 1, 2, 3 }, bad[] = { 1, 1 << 29 };
+    const dllm_prompt prompt = { .ids = ids, .n = 3 }, outside = { .ids = bad, .n = 2 };
+    dllm_session *s;
+    dllm_params p = params_of(o, 0);
+    expect(dllm_session_open(&s, o->model, &p, &outside, 1) == DLLM_E_VALUE && strstr(dllm_last_error(), "536870912"), "an id outside is named",
+           where);
+    p.block_len = 5;
+    expect(dllm_session_open(&s, o->model, &p, &prompt, 1) == DLLM_E_VALUE && strstr(dllm_last_error(), "5"), "blocks must divide", where);
+    p = params_of(o, NAN);
+    expect(dllm_session_open(&s, o->model, &p, &prompt, 1) == DLLM_E_VALUE, "temperature NaN", where);
+    p = params_of(o, 0);
+    p.answer_len = 1 << 30;
+    p.block_len = 0;
+    expect(dllm_session_open(&s, o->model, &p, &prompt, 1) < 0, "an absurd length", where);
+    expect(dllm_session_open(&s, o->model, &p, &prompt, 0) == DLLM_E_VALUE, "no prompts", where);
+}
+
+static void check_order_of_calls(const opened *o, const char *where)
+{
+    const int32_t ids[] = { 1, 2, 3 };
+    const dllm_prompt prompt = { .ids = ids, .n = 3 };
+    const dllm_params p = params_of(o, 0);
+    int32_t out[3 + ANSWER];
+    dllm_session *s;
+    expect(dllm_session_open(&s, o->model, &p, &prompt, 1) == 0, "opens", where);
+    expect(dllm_session_decide(s, (dllm_mat){ 0 }) == DLLM_E_VALUE, "decide needs a forward", where);
+    expect(dllm_session_forward(s) == 0 && dllm_session_forward(s) == DLLM_E_VALUE, "forward needs a decide", where);
+    expect(dllm_session_set_tokens(s, out, 3 + ANSWER) == DLLM_E_VALUE, "no ids in between", where);
+    expect(dllm_session_tokens(s, out, 2) == DLLM_E_VALUE, "room for the ids", where);
+    expect(dllm_session_decide(s, (dllm_mat){ 0 }) == 1, "the step goes on", where);
+    dllm_stats st;
+    dllm_session_stats(s, &st);
+    expect(st.forwards == 1 && st.flops == st.flops_uncached && st.flops > 0, "an uncached step is counted as one", where);
+    while (dllm_session_step(s) > 0) {}
+    expect(dllm_session_step(s) == 0, "a finished session stays finished", where);
+    dllm_session_close(s);
+}
+
+static void check_folder(const char *folder)
+{
+    static const dllm_dtype acts[] = { DLLM_F32, DLLM_BF16, DLLM_F16 };
+    for (int i = 0; i < 3; i++) {
+        opened o;
+        char where[512];
+        snprintf(where, sizeof where, "%s in %s", folder, dllm_dtype_name(acts[i]));
+        const bool ok = open_model(&o, folder, "cpu", 2, acts[i]);
+        expect(ok, "opens", where);
+        if (ok) {
+            check_rows_alone(&o, where, 0);
+            check_rows_alone(&o, where, 0.8f);
+            check_guidance_and_threshold(&o, where);
+            check_refusals(&o, where);
+            check_order_of_calls(&o, where);
+        }
+        close_model(&o);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    dllm_session_close(NULL);
+    dllm_model_close(NULL);
+    dllm_device_close(NULL);
+    dllm_checkpoint_close(NULL);
+    for (int i = 1; i < argc; i++) check_folder(argv[i]);
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed > 0 || passed == 0;
+}

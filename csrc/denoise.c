@@ -21,7 +21,7 @@ void dllm_open_block(dllm_session *s, dllm_sequence *q)
 {
     const int32_t block_len = dllm_block_len(&s->params);
     q->lo = q->prompt + q->block * block_len;
-    q->hi = q->lo + block_len;
+    q->hi = q->lo + block_len < q->len ? q->lo + block_len : q->len;
     q->block_step = 0;
     q->masks = count_masked(s, q, q->lo, q->hi);
 }
@@ -55,34 +55,93 @@ static float share(const dllm_session *s, const dllm_sequence *q)
     return i < dllm_block_steps(&s->params) - 1 ? 1 - s->times[i + 1] / s->times[i] : 1;
 }
 
-static void ask(dllm_session *s, dllm_sequence *q, int64_t candidate, int32_t r)
+/* The row whose logits are row r's: Dream's are computed at the row before. */
+static int32_t speaker_of(const dllm_session *s, int32_t r) { return s->model->config.shift_logits && r > 0 ? r - 1 : r; }
+
+static bool travels(const dllm_plan *p, int32_t r) { return r >= p->rows.first && r < p->rows.first + p->rows.n; }
+
+static bool has_speaker(const dllm_session *s, const dllm_sequence *q, int32_t r)
 {
-    const int32_t speaker = s->model->config.shift_logits && r > 0 ? r - 1 : r;
-    int32_t *const mine = s->ask + q->ask.first; /* q->ask.first: where this sequence's part of ask begins */
-    if (q->ask.n == 0 || mine[q->ask.n - 1] != speaker) mine[q->ask.n++] = speaker;
-    s->source[candidate] = q->ask.first + q->ask.n - 1;
+    const dllm_plan *p = &s->plans[q->index];
+    const int32_t speaker = speaker_of(s, r);
+    if (travels(p, speaker)) return true;
+    return travels(p, r) && (s->params.shift != DLLM_SHIFT_CARRY || q->carried == speaker);
 }
 
+/* Rows that may be revealed now: masks below the open end that somebody speaks for. */
 static void choose_candidates(dllm_session *s)
 {
+    const dllm_rule rule = s->params.rule;
     s->n_candidates = 0;
     for (int b = 0; b < s->n_sequences; b++) {
         const dllm_sequence *q = &s->sequences[b];
-        for (int32_t r = 0; !q->done && r < q->hi; r++) {
-            if (masked(s, q, r)) s->candidates[s->n_candidates++] = q->first + r;
+        const int32_t from = rule == DLLM_RULE_FIRST ? q->lo : 0, to = rule == DLLM_RULE_FIRST && q->block_step == 0 ? q->lo + 1 : q->hi;
+        int32_t most = rule == DLLM_RULE_STEADY ? dllm_block_len(&s->params) : q->len;
+        for (int32_t r = from; !q->done && r < to && most > 0; r++) {
+            if (!masked(s, q, r) || !has_speaker(s, q, r)) continue;
+            s->candidates[s->n_candidates++] = q->first + r;
+            most--;
         }
     }
 }
 
 /* The origin rule: every mask is revealed by its own coin. Only those need the head. */
-static int flip_coins(dllm_session *s, const dllm_sequence *q, int64_t from, int64_t to, const float *recorded)
+static void flip_coins(dllm_session *s, const dllm_sequence *q, int64_t from, int64_t to, const float *recorded)
 {
     for (int64_t i = from; i < to; i++) {
         const dllm_key key = key_of(s, q, s->candidates[i]);
         const float u = recorded ? recorded[i] : dllm_uniform(&key, DLLM_USE_COIN);
         s->source[i] = u < share(s, q) ? 0 : -1;
     }
-    return 0;
+}
+
+/* Does a later sequence lean on the last row of this one, as DyLLM's own code does? */
+static bool lends(const dllm_session *s, const dllm_sequence *q)
+{
+    int b = q->index + 1;
+    while (b < s->n_sequences && s->plans[b].rows.n == 0) b++;
+    return s->params.shift == DLLM_SHIFT_FLAT && s->model->config.shift_logits && b < s->n_sequences && s->plans[b].rows.first > 0;
+}
+
+/* Marks the rows of one sequence whose logits somebody wants: its candidates [from, to), guidance, later passes, a neighbour. */
+static void mark_wanted(dllm_session *s, const dllm_sequence *q, int64_t from, int64_t to)
+{
+    const dllm_plan *p = &s->plans[q->index];
+    int32_t *wanted = q->pick[0];
+    memset(wanted, 0, (size_t)q->len * sizeof *wanted);
+    for (int64_t i = from; i < to; i++) {
+        const int32_t r = s->candidates[i] - q->first, speaker = speaker_of(s, r);
+        if (s->source[i] >= 0) wanted[travels(p, speaker) ? speaker : r] = 1;
+    }
+    for (int32_t r = 0; s->residual.data && r < q->len; r++) {
+        if (masked(s, q, r)) wanted[speaker_of(s, r)] = 1;
+    }
+    if (s->model->config.shift_logits && p->carry >= 0) wanted[p->carry] = 1;
+    if (p->rows.n > 0 && lends(s, q)) wanted[p->rows.first + p->rows.n - 1] = 1;
+}
+
+/* Asks the marked rows that travel; where[r] says which row of final will hold row r. */
+static void ask_wanted(dllm_session *s, dllm_sequence *q)
+{
+    const int32_t *wanted = q->pick[0];
+    int32_t *where = q->pick[1], *mine = s->ask + s->n_ask;
+    q->ask = (dllm_rows){ .idx = mine };
+    for (int32_t r = 0; r < q->len; r++) {
+        where[r] = -1;
+        if (!wanted[r] || !travels(&s->plans[q->index], r)) continue;
+        where[r] = (int32_t)s->n_ask++;
+        mine[q->ask.n++] = r;
+    }
+}
+
+/* The row of final that speaks for row r. If the row before does not travel: as it was, or as the methods' own code has it. */
+static int32_t source_of(const dllm_session *s, const dllm_sequence *q, int32_t r)
+{
+    const int32_t *where = q->pick[1];
+    const int32_t speaker = speaker_of(s, r);
+    if (travels(&s->plans[q->index], speaker)) return where[speaker];
+    if (s->params.shift == DLLM_SHIFT_CARRY) return (int32_t)s->rows + q->index;
+    return s->params.shift == DLLM_SHIFT_FLAT && where[r] > 0 ? where[r] - 1 : where[r]; /* final is packed: the neighbour's last row */
 }
 
 static int choose_asked(dllm_session *s)
@@ -94,31 +153,38 @@ static int choose_asked(dllm_session *s)
     int64_t at = 0;
     for (int b = 0; b < s->n_sequences; b++) {
         dllm_sequence *q = &s->sequences[b];
-        int64_t end = at;
-        while (end < s->n_candidates && s->candidates[end] < q->first + q->len) end++;
-        q->ask = (dllm_rows){ .first = (int32_t)s->n_ask };
-        if (origin) TRY(flip_coins(s, q, at, end, coins));
-        for (int64_t i = at; i < end; i++) {
-            if (!origin || s->source[i] == 0) ask(s, q, i, s->candidates[i] - q->first);
+        const int64_t from = at;
+        for (; at < s->n_candidates && s->candidates[at] < q->first + q->len; at++) s->source[at] = 0;
+        if (origin) flip_coins(s, q, from, at, coins);
+        mark_wanted(s, q, from, at);
+        ask_wanted(s, q);
+        for (int64_t i = from; i < at; i++) {
+            if (s->source[i] >= 0) s->source[i] = source_of(s, q, s->candidates[i] - q->first);
         }
-        q->ask.idx = s->ask + q->ask.first;
-        s->n_ask += q->ask.n;
-        at = end;
     }
     return 0;
+}
+
+/* Guidance is asked at every interval and in the first five steps; in between what it added last is kept. */
+static bool guidance_due(const dllm_session *s)
+{
+    enum { WARM_UP = 5 };
+    const uint64_t step = s->stats.steps;
+    return s->branches > 1 && (step < WARM_UP || step % (uint64_t)s->params.cfg_interval == 0);
 }
 
 int dllm_session_forward(dllm_session *s)
 {
     FAIL_IF(s->forwarded, DLLM_E_VALUE, "forward was called twice: decide comes between");
     const double start = dllm_seconds();
-    for (int b = 0; b < s->n_sequences; b++) {
-        s->plans[b] = (dllm_plan){ 0 };
-        if (!s->sequences[b].done) s->strategy->plan(s, &s->sequences[b], &s->plans[b]);
-    }
+    const bool guided = guidance_due(s);
+    dllm_watch_clear(s);
+    dllm_plan_branch(s, 0);
     choose_candidates(s);
     TRY(choose_asked(s));
-    if (s->n_ask > 0 || s->kept_slots > 0) dllm_forward(s); /* an uncached pass nobody reads would leave no trace */
+    /* An uncached pass that nobody reads would leave no trace. */
+    if (s->n_ask > 0 || s->strategy != &dllm_strategy_none) dllm_forward(s, guided);
+    if (guided && s->residual.data) dllm_keep_residual(s);
     TRY(dllm_check_device(s));
     s->forwarded = true;
     s->stats.seconds += dllm_seconds() - start;
@@ -168,7 +234,7 @@ static void run_round(dllm_session *s, head_round *r, dllm_mat given, const void
 static int predict(dllm_session *s, dllm_mat given)
 {
     int64_t drawn = 0;
-    for (int64_t i = 0; i < s->n_candidates; i++) drawn += s->source[i] >= 0;
+    for (int64_t i = 0; i < s->n_candidates; i++) drawn += s->source[i] != -1;
     const void *noise;
     TRY(token_noise(s, drawn, &noise));
     const int64_t len = longest(s), most = s->logits[0].rows;
@@ -177,7 +243,7 @@ static int predict(dllm_session *s, dllm_mat given)
     for (int64_t i = 0, b = 0; i < s->n_candidates; i++) {
         while (s->candidates[i] >= s->sequences[b].first + s->sequences[b].len) b++;
         const dllm_sequence *q = &s->sequences[b];
-        if (s->source[i] < 0) {
+        if (s->source[i] == -1) {
             s->token[i] = s->params.mask_id;
             s->score[i] = s->prob[i] = NAN;
             continue;
@@ -208,17 +274,24 @@ static int recorded_scores(dllm_session *s)
 }
 
 /* ---- how many, and which ------------------------------------------------------------------------------------------------------------- */
+static int32_t at_most(int32_t a, int32_t b) { return a < b ? a : b; }
+
 /* Candidates [first, first + n) of one sequence, by the schedule; threshold and factor are asked once the order is known. */
 static int32_t scheduled(const dllm_session *s, const dllm_sequence *q, int32_t n)
 {
     if (s->params.score == DLLM_SCORE_ORIGIN) return n;
-    if (s->params.rule == DLLM_RULE_TIMES) return (int32_t)((float)n * share(s, q));
+    if (s->params.rule == DLLM_RULE_STEADY) return at_most(s->params.answer_len / s->params.steps, n);
+    if (s->params.rule == DLLM_RULE_FIRST && q->block_step == 0) return n;
+    if (s->params.rule != DLLM_RULE_QUOTA) return (int32_t)((float)n * share(s, q));
     const int32_t steps = dllm_block_steps(&s->params);
     const int32_t quota = q->masks / steps + (q->block_step < q->masks % steps);
-    return quota < n ? quota : n;
+    return at_most(quota, n);
 }
 
-/* Sure enough by threshold or factor: at least one, so that every step gets on. Expects the order by probability. */
+/* What threshold and factor look at: the token's probability; under DyLLM's rule whatever it orders by. */
+static float sureness(const dllm_session *s, int64_t i) { return s->params.rule == DLLM_RULE_STEADY ? s->score[i] : s->prob[i]; }
+
+/* Sure enough by threshold or factor: at least one, so that every step gets on. Expects the order by sureness. */
 static int32_t sure_enough(const dllm_session *s, int64_t first, int32_t n)
 {
     const dllm_params *p = &s->params;
@@ -226,7 +299,7 @@ static int32_t sure_enough(const dllm_session *s, int64_t first, int32_t n)
     while (sure < n) {
         const int64_t i = first + s->order[sure];
         const float limit = p->threshold > 0 ? p->threshold : 1 - p->factor / (float)(sure + 2);
-        if (sure > 0 && (s->prob[i] < limit || s->token[i] == p->mask_id)) break;
+        if (sure > 0 && (sureness(s, i) < limit || (s->token[i] == p->mask_id && p->rule != DLLM_RULE_STEADY))) break;
         sure++;
     }
     return sure;
@@ -240,7 +313,7 @@ static void set_priorities(dllm_session *s, const dllm_sequence *q, int64_t firs
     float highest = -INFINITY;
     for (int32_t i = 0; i < n; i++) {
         w[i] = s->score[first + i];
-        if (free_running(p)) w[i] = s->token[first + i] == p->mask_id ? -1 : s->prob[first + i];
+        if (free_running(p)) w[i] = s->token[first + i] == p->mask_id && p->rule != DLLM_RULE_STEADY ? -INFINITY : sureness(s, first + i);
         if (w[i] > highest) highest = w[i];
     }
     if (p->alg_temp == 0 || free_running(p)) return;
@@ -269,18 +342,51 @@ static void sort_surest(dllm_session *s, int32_t n, int32_t wanted)
     }
 }
 
-/* Writes tokens over masks. A predicted mask id reveals nothing, though it used up its place. Returns what was revealed. */
-static int32_t reveal(dllm_session *s, int64_t first, int32_t wanted)
+/* Rows that the next pass must see as changed: those written last, and filled masks of the prompt that no whole pass has seen yet. */
+static void set_fresh(dllm_session *s, dllm_sequence *q, int64_t from)
 {
+    const bool whole = s->plans[q->index].rows.first == 0;
+    const int32_t n = (int32_t)(s->n_revealed - from);
+    int32_t *sorted = s->order, waiting = 0;
+    if (n == 0) return;
+    for (int32_t i = 0; i < n; i++) { /* insertion: few rows, in score order */
+        const int32_t r = s->revealed[from + i] - q->first;
+        int32_t j = i;
+        for (; j > 0 && sorted[j - 1] > r; j--) sorted[j] = sorted[j - 1];
+        sorted[j] = r;
+    }
+    while (!whole && waiting < q->fresh.n && q->fresh.idx[waiting] < q->prompt) waiting++;
+    const dllm_rows all = dllm_join(q->pick[0], (dllm_rows){ .idx = q->fresh.idx, .n = waiting }, (dllm_rows){ .idx = sorted, .n = n });
+    memcpy(q->pick[3], q->pick[0], (size_t)all.n * sizeof(int32_t));
+    q->fresh = (dllm_rows){ .idx = q->pick[3], .n = all.n };
+}
+
+void dllm_ids_changed(dllm_session *s, dllm_sequence *q, const int32_t *ids)
+{
+    dllm_rows changed = { .idx = s->order };
+    for (int32_t r = 0; r < q->len; r++) {
+        if (ids[q->first + r] != s->ids[0][q->first + r]) s->order[changed.n++] = r;
+    }
+    const dllm_rows all = dllm_join(q->pick[0], q->fresh, changed);
+    memcpy(q->pick[3], q->pick[0], (size_t)all.n * sizeof(int32_t));
+    q->fresh = (dllm_rows){ .idx = q->pick[3], .n = all.n };
+}
+
+/* Writes tokens over masks. A predicted mask id reveals nothing, though it used up its place. Returns what was revealed. */
+static int32_t reveal(dllm_session *s, dllm_sequence *q, int64_t first, int32_t wanted)
+{
+    const int64_t from = s->n_revealed;
     int32_t revealed = 0;
     for (int32_t k = 0; k < wanted; k++) {
         const int64_t i = first + s->order[k];
-        if (s->source[i] < 0) continue; /* the origin rule's coin left it out */
+        if (s->source[i] == -1) continue; /* the origin rule's coin left it out */
         s->ids[0][s->candidates[i]] = s->token[i];
         s->revealed[s->n_revealed++] = s->candidates[i];
         revealed += s->token[i] != s->params.mask_id;
     }
+    q->revealed += revealed;
     s->stats.tokens += (uint64_t)revealed;
+    set_fresh(s, q, from);
     return revealed;
 }
 
@@ -298,10 +404,30 @@ static bool ended_early(dllm_session *s, const dllm_sequence *q)
     return true;
 }
 
-static void advance(dllm_session *s, dllm_sequence *q, int32_t revealed)
+/* DyLLM's own end: the first EOS revealed now, surest first, if everything before it is fixed. What is masked stays so. */
+static bool ended_at_eos(const dllm_session *s, const dllm_sequence *q, int64_t from)
+{
+    for (int64_t i = from; s->params.early_stop && i < s->n_revealed; i++) {
+        if (s->ids[0][s->revealed[i]] == s->params.eos_id) return count_masked(s, q, 0, s->revealed[i] - q->first) == 0;
+    }
+    return false;
+}
+
+static void advance_steady(dllm_session *s, dllm_sequence *q, int32_t revealed, int64_t from)
+{
+    const int32_t block_len = dllm_block_len(&s->params), open = q->prompt + block_len * (q->revealed / block_len + 1);
+    q->hi = open < q->len ? open : q->len;
+    q->done = q->revealed >= s->params.answer_len || ended_at_eos(s, q, from) || (free_running(&s->params) ? revealed == 0 : q->step == s->params.steps);
+}
+
+static void advance(dllm_session *s, dllm_sequence *q, int32_t revealed, int64_t from)
 {
     q->step++;
     q->block_step++;
+    if (s->params.rule == DLLM_RULE_STEADY) {
+        advance_steady(s, q, revealed, from);
+        return;
+    }
     if (s->params.early_stop && ended_early(s, q)) {
         q->done = true;
         return;
@@ -315,14 +441,14 @@ static void advance(dllm_session *s, dllm_sequence *q, int32_t revealed)
 }
 
 /* Reveals in one sequence what the rule allows, of its candidates [first, first + n). */
-static int32_t decide_sequence(dllm_session *s, const dllm_sequence *q, int64_t first, int32_t n, const float *recorded)
+static int32_t decide_sequence(dllm_session *s, dllm_sequence *q, int64_t first, int32_t n, const float *recorded)
 {
     int32_t wanted = free_running(&s->params) ? n : scheduled(s, q, n);
     set_priorities(s, q, first, n, recorded);
     if (s->params.score == DLLM_SCORE_ORIGIN) sort_surest(s, n, 0);
     else sort_surest(s, n, wanted);
     if (free_running(&s->params)) wanted = sure_enough(s, first, n);
-    return reveal(s, first, wanted);
+    return reveal(s, q, first, wanted);
 }
 
 /* alg_temp's draws of places: one [sequences, rows] of recorded numbers, if this step reveals anything at all. */
@@ -369,7 +495,8 @@ int dllm_session_decide(dllm_session *s, dllm_mat logits)
         while (at < s->n_candidates && s->candidates[at] < q->first + q->len) at++;
         if (q->done) continue;
         const float *recorded = noise ? (const float *)noise + b * len : NULL;
-        advance(s, q, decide_sequence(s, q, from, (int32_t)(at - from), recorded));
+        const int64_t revealed_before = s->n_revealed;
+        advance(s, q, decide_sequence(s, q, from, (int32_t)(at - from), recorded), revealed_before);
     }
     s->stats.steps++;
     s->stats.seconds += dllm_seconds() - start;

@@ -135,6 +135,8 @@ size_t dllm_model_bytes(const dllm_model *m); /* of all weights */
 typedef enum {                 /* when to reveal how many rows */
     DLLM_RULE_QUOTA,           /* LLaDA: a block's masks divided evenly over its steps */
     DLLM_RULE_TIMES,           /* Dream: a time schedule from 1 down to eps */
+    DLLM_RULE_FIRST,           /* Sparse-dLLM's Dream: a block's first row at its first step, then the time schedule */
+    DLLM_RULE_STEADY,          /* DyLLM: answer_len / steps rows a step, at most one block beyond what is complete; ends at EOS */
 } dllm_rule;
 
 typedef enum {                 /* which rows first: those with the highest score */
@@ -144,6 +146,12 @@ typedef enum {                 /* which rows first: those with the highest score
     DLLM_SCORE_RANDOM,         /* a uniform number ("random") */
     DLLM_SCORE_ORIGIN,         /* every row by its own coin ("origin"); only with DLLM_RULE_TIMES */
 } dllm_score;
+
+typedef enum {                 /* Dream under a cache: who speaks for the first row that travels, if the row before does not */
+    DLLM_SHIFT_CARRY,          /* the row before, as it was computed last */
+    DLLM_SHIFT_OWN,            /* the row itself (Sparse-dLLM's own code) */
+    DLLM_SHIFT_FLAT,           /* the row before it in the packed batch, whoever's it is (DyLLM's own code) */
+} dllm_shift;
 
 /* Recorded random numbers, asked for in the order of the official loops. draw() returns shape[0] * shape[1] * ... contiguous
  * numbers, valid until the next call: double for DLLM_DRAW_TOKEN_UNIFORM, float otherwise. NULL: stop with DLLM_E_CALLBACK. */
@@ -168,17 +176,27 @@ typedef struct {
     int32_t top_k;             /* 0: off */
     float alg_temp;            /* 0: take the highest scores; else draw rows with probability softmax(score / alg_temp) */
     float eps;                 /* where the time schedule ends */
+    bool argmax;               /* the token is always the best one; temperature only rescales scores */
     float cfg_scale;           /* classifier-free guidance: 0 off */
+    int32_t cfg_interval;      /* steps between passes without the condition, after the first five; what they add is kept in between */
     float threshold;           /* reveal every candidate whose probability reaches it, at least one; <= 0: off */
     float factor;              /* Fast-dLLM's factor rule: reveal the n surest with p_n >= 1 - factor / (n + 1); <= 0: off */
     bool early_stop;           /* a sequence ends once everything before its first EOS is fixed; the rest becomes EOS */
     bool logits_eos_inf, confidence_eos_eot_inf; /* LLaDA's two flags */
     int32_t mask_id, eos_id, eot_id;
     dllm_noise noise;          /* draw NULL: Philox */
+    dllm_shift shift;
+    bool watch;                /* record what the caching method does: dllm_session_watched */
     const dllm_strategy *strategy; /* NULL: no caching */
     double options[DLLM_MAX_OPTIONS];
 } dllm_params;
 void dllm_params_init(dllm_params *p, const dllm_config *c); /* the official defaults of the model's family */
+/* Chooses a caching method by name, with its options' defaults; then options by name. */
+int dllm_params_use(dllm_params *p, const char *strategy);
+int dllm_params_set(dllm_params *p, const char *option, double value);
+/* Names of the methods and of their options, for listings; NULL past the end. */
+const char *dllm_strategy_name(int i);
+const char *dllm_strategy_option(int i, int option, const char **help, double *fallback);
 
 typedef struct {
     const int32_t *ids;
@@ -223,7 +241,12 @@ int64_t dllm_session_candidates(const dllm_session *s, const int32_t **rows, con
 /* Rows revealed by the latest step, surest first in each sequence. */
 int64_t dllm_session_revealed(const dllm_session *s, const int32_t **rows);
 
-/* Forward pass over the current ids without a step: logits [rows, vocab] of every packed row, guided and, if `shifted`, moved as
+/* What the caching method did in the latest step, if params.watch: mode [layers, sequences] (-1: nothing), chosen [layers, rows] (1: recomputed,
+ * kept or salient), seen [layers, rows] (what that was decided by; NaN: not looked at). With guidance a second set of layers follows.
+ * Returns the number of layers in all; the pointers stay valid until the next step. */
+int dllm_session_watched(const dllm_session *s, const int8_t **mode, const uint8_t **chosen, const float **seen);
+
+/* Forward pass over the current ids without a step, for sessions without a cache: logits [rows, vocab] of every packed row, guided and, if `shifted`, moved as
  * the model family asks. out may be float32, or the model's dtype. */
 int dllm_session_logits(dllm_session *s, dllm_mat out, bool shifted);
 /* Same pass: -log p(targets[i]) at packed rows[i], which are ascending. */

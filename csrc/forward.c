@@ -3,95 +3,156 @@
 
 #include "session.h"
 
-/* ---- what a layer recomputes ----------------------------------------------------------------------------------------------- */
+/* ---- what a layer recomputes ------------------------------------------------------------------------------------------------------- */
 static void choose_rows(dllm_session *s)
 {
-    const bool last = s->layer == s->model->config.layers - 1;
+    const dllm_strategy *st = s->strategy;
+    const bool keeps = st->keeps != 0, last = s->layer == s->model->config.layers - 1;
     for (int b = 0; b < s->n_sequences; b++) {
+        dllm_sequence *q = &s->sequences[b];
         const dllm_plan *p = &s->plans[b];
-        const dllm_rows wanted = last && !p->last_whole ? s->sequences[b].ask : p->rows;
-        s->layer_rows[b] = (dllm_layer_rows){ .v = p->changed, .k = p->changed, .exact = p->changed, .out = wanted, .ffn = wanted };
-        if (last && !p->last_whole) s->layer_rows[b].exact = wanted;
+        const dllm_rows wanted = last && !keeps ? q->ask : p->rows; /* nobody reads the other rows of the last layer */
+        dllm_layer_rows *r = &s->layer_rows[b];
+        *r = (dllm_layer_rows){ .v = q->changed, .k = q->changed, .exact = q->changed, .out = wanted, .ffn = wanted, .travel = wanted };
+        if (st->keeps & DLLM_KEEP_CONTEXT) r->delta = dllm_without(q->pick[0], p->rows, q->changed);
+        if (last && !keeps) r->exact = p->inspect.n ? dllm_join(q->pick[0], wanted, p->inspect) : wanted;
+        r->norm = r->delta.n ? p->rows : r->v;
+        if (st->choose && p->rows.n) st->choose(s, q, r);
     }
     s->places_used = 0;
 }
 
-/* Queries and keys of every sequence; the queries lie packed from 0 in the order of the exact sets. */
-static int spans(dllm_session *s)
+/* Queries and keys of every sequence's set; the queries lie packed from 0 in the order of the sets. */
+static int spans(dllm_session *s, bool delta)
 {
     int n = 0;
-    for (int32_t b = 0, at = 0; b < s->n_sequences; b++) {
-        const int32_t n_q = s->layer_rows[b].exact.n;
-        if (n_q == 0) continue;
-        const dllm_plan *p = &s->plans[b];
-        s->spans[n++] = (dllm_span){ at, n_q, (int32_t)(dllm_first_slot(s, b) - p->slot_shift), p->n_keys };
+    for (int32_t b = 0, at = 0, column = 0; b < s->n_sequences; b++) {
+        const dllm_layer_rows *r = &s->layer_rows[b];
+        const int32_t n_q = delta ? r->delta.n : r->exact.n;
+        if (n_q > 0) {
+            s->columns[n] = (dllm_columns){ column, r->v.n };
+            s->spans[n++] = (dllm_span){ at, n_q, (int32_t)dllm_first_slot(s, b), s->plans[b].n_keys };
+        }
         at += n_q;
+        column += r->v.n;
     }
     return n;
 }
 
-/* ---- accounting: what the sets cost, and what an uncached pass would ---------------------------------------------------------- */
-static uint64_t layer_flops(const dllm_config *c, uint64_t kv_rows, uint64_t q_rows, uint64_t pairs, uint64_t out, uint64_t ffn)
+/* ---- accounting: what the sets cost, and what an uncached pass would ------------------------------------------------------------------ */
+typedef struct {
+    uint64_t v, k, q, out, ffn;
+    uint64_t pairs;   /* query and key pairs that are scored */
+    uint64_t summed;  /* of these, pairs whose values are summed */
+} layer_work;
+
+static uint64_t flops_of(const dllm_config *c, const layer_work *w)
 {
     const uint64_t dim = (uint64_t)c->dim, wide = (uint64_t)(c->heads * c->head_dim), kv = (uint64_t)(c->kv_heads * c->head_dim);
-    return 2 * dim * (kv * kv_rows + wide * q_rows + wide * out) + 4 * wide * pairs + 6 * dim * (uint64_t)c->ffn_dim * ffn;
+    return 2 * dim * (kv * (w->v + w->k) + wide * (w->q + w->out)) + 2 * wide * (w->pairs + w->summed) + 6 * dim * (uint64_t)c->ffn_dim * w->ffn;
 }
 
-static void count(dllm_session *s, int n_spans)
+static void count(dllm_session *s)
 {
     const dllm_config *c = &s->model->config;
     dllm_stats *st = &s->stats;
-    uint64_t v = 0, k = 0, q = 0, out = 0, ffn = 0, pairs = 0;
-    for (int i = 0; i < n_spans; i++) pairs += (uint64_t)s->spans[i].n_q * (uint64_t)s->spans[i].n_keys;
     for (int b = 0; b < s->n_sequences; b++) {
         const dllm_layer_rows *r = &s->layer_rows[b];
-        const dllm_sequence *w = &s->sequences[b];
-        v += (uint64_t)r->v.n;
-        k += (uint64_t)r->k.n;
-        q += (uint64_t)r->exact.n;
-        out += (uint64_t)r->out.n;
-        ffn += (uint64_t)r->ffn.n;
-        if (s->plans[b].rows.n == 0) continue; /* finished */
-        const uint64_t len = (uint64_t)w->len, wanted = s->layer == c->layers - 1 ? (uint64_t)w->ask.n : len;
-        st->flops_uncached += layer_flops(c, 2 * len, wanted, wanted * len, wanted, wanted);
+        const dllm_plan *p = &s->plans[b];
+        if (p->rows.n == 0) continue; /* finished */
+        const uint64_t exact = (uint64_t)r->exact.n, delta = (uint64_t)r->delta.n, keys = (uint64_t)p->n_keys;
+        const layer_work w = { (uint64_t)r->v.n, (uint64_t)r->k.n, exact + delta, (uint64_t)r->out.n, (uint64_t)r->ffn.n,
+                               (exact + delta) * keys, exact * keys + delta * (uint64_t)r->v.n };
+        const uint64_t len = (uint64_t)s->sequences[b].len, wanted = s->layer == c->layers - 1 ? (uint64_t)s->sequences[b].ask.n : len;
+        const layer_work uncached = { len, len, wanted, wanted, wanted, wanted * len, wanted * len };
+        st->rows_v += w.v;
+        st->rows_k += w.k;
+        st->rows_q += w.q;
+        st->rows_out += w.out;
+        st->rows_ffn += w.ffn;
+        st->flops += flops_of(c, &w);
+        st->flops_uncached += flops_of(c, &uncached);
     }
-    st->rows_v += v;
-    st->rows_k += k;
-    st->rows_q += q;
-    st->rows_out += out;
-    st->rows_ffn += ffn;
-    st->flops += layer_flops(c, v + k, q, pairs, out, ffn);
 }
 
-/* ---- the layer -------------------------------------------------------------------------------------------------------------- */
-static void attention(dllm_session *s, const dllm_layer *w, dllm_rows exact, int n_spans)
+/* ---- the layer ----------------------------------------------------------------------------------------------------------------------- */
+/* Values straight into their slots; or, for methods that look at how far they moved, by way of new_values, which then holds that. */
+static void project_values(dllm_session *s, const dllm_layer *w)
+{
+    dllm_device *d = &s->device;
+    const dllm_ops *op = d->ops;
+    const dllm_rows rows = dllm_pack(s, DLLM_SET_V, DLLM_IN_ROWS), slots = dllm_pack(s, DLLM_SET_V, DLLM_IN_SLOTS);
+    const dllm_rows packed = dllm_range(0, rows.n);
+    if (!(s->strategy->keeps & DLLM_COMPARE_VALUES)) {
+        op->linear(d, s->values, slots, s->h, rows, w->v, w->v_bias);
+        return;
+    }
+    op->linear(d, s->new_values, packed, s->h, rows, w->v, w->v_bias);
+    if (s->strategy->after_values) {
+        op->cosine(d, s->similarity, s->new_values, packed, s->values, slots, 1e-16f);
+        for (int32_t b = 0, at = 0; b < s->n_sequences; b++) {
+            const int32_t n = s->layer_rows[b].v.n;
+            if (s->plans[b].rows.n) s->strategy->after_values(s, &s->sequences[b], &s->layer_rows[b], s->similarity + at);
+            at += n;
+        }
+    }
+    op->replace(d, s->values, slots, s->new_values);
+}
+
+static void project_queries(dllm_session *s, const dllm_layer *w, dllm_mat to, dllm_rows rows)
+{
+    const dllm_config *c = &s->model->config;
+    const dllm_rows packed = dllm_range(0, rows.n);
+    s->device.ops->linear(&s->device, to, packed, s->h, rows, w->q, w->q_bias);
+    s->device.ops->rope(&s->device, to, packed, s->cos, s->sin, rows, c->head_dim, !c->rope_f32);
+}
+
+static void attention(dllm_session *s, const dllm_layer *w)
 {
     dllm_device *d = &s->device;
     const dllm_ops *op = d->ops;
     const dllm_config *c = &s->model->config;
-    const dllm_rows v = dllm_pack_rows(s, DLLM_SET_V), v_slots = dllm_pack_slots(s, DLLM_SET_V);
-    const dllm_rows k = dllm_pack_rows(s, DLLM_SET_K), k_slots = dllm_pack_slots(s, DLLM_SET_K);
-    const dllm_rows packed = dllm_range(0, exact.n);
-    op->linear(d, s->values, v_slots, s->h, v, w->v, w->v_bias);
+    const dllm_rows k = dllm_pack(s, DLLM_SET_K, DLLM_IN_ROWS), k_slots = dllm_pack(s, DLLM_SET_K, DLLM_IN_SLOTS);
     op->linear(d, s->keys, k_slots, s->h, k, w->k, w->k_bias);
     op->rope(d, s->keys, k_slots, s->cos, s->sin, k, c->head_dim, !c->rope_f32);
-    op->linear(d, s->q, packed, s->h, exact, w->q, w->q_bias);
-    op->rope(d, s->q, packed, s->cos, s->sin, exact, c->head_dim, !c->rope_f32);
-    op->attend(d, s->context, exact, s->q, s->keys, s->values, s->spans, n_spans, c->heads, c->kv_heads);
+
+    const dllm_rows exact = dllm_pack(s, DLLM_SET_EXACT, DLLM_IN_ROWS), delta = dllm_pack(s, DLLM_SET_DELTA, DLLM_IN_ROWS);
+    project_queries(s, w, s->q, exact);
+    op->attend(d, s->context, exact, s->q, s->keys, s->values, s->spans, spans(s, false), c->heads, c->kv_heads);
+    if (delta.n == 0) return;
+    dllm_mat q = s->q;
+    q.data = dllm_at(s->q, exact.n);
+    project_queries(s, w, q, delta);
+    op->attend_delta(d, s->context, delta, s->kept_context, dllm_pack(s, DLLM_SET_DELTA, DLLM_IN_CONTEXT), q, s->keys, s->new_values,
+                     dllm_pack(s, DLLM_SET_V, DLLM_IN_SLOTS), s->spans, s->columns, spans(s, true), c->heads, c->kv_heads);
 }
 
-static void feed_forward(dllm_session *s, const dllm_layer *w, dllm_rows rows)
+/* Which rows turned since they were last seen: theirs is the feed-forward of this layer, and they enter the next one as changed. */
+static void compare_contexts(dllm_session *s)
+{
+    dllm_device *d = &s->device;
+    const dllm_rows rows = dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ROWS), kept = dllm_pack(s, DLLM_SET_OUT, DLLM_IN_CONTEXT);
+    d->ops->cosine(d, s->similarity, s->context, rows, s->kept_context, kept, 1e-8f);
+    for (int32_t b = 0, at = 0; b < s->n_sequences; b++) {
+        dllm_sequence *q = &s->sequences[b];
+        dllm_layer_rows *r = &s->layer_rows[b];
+        if (r->out.n && !s->plans[b].full) r->ffn = q->changed = s->strategy->after_context(s, q, r->out, s->similarity + at);
+        at += r->out.n;
+    }
+    d->ops->copy(d, s->kept_context, kept, s->context, rows);
+}
+
+static void feed_forward(dllm_session *s, const dllm_layer *w)
 {
     dllm_device *d = &s->device;
     const dllm_ops *op = d->ops;
-    const dllm_rows packed = dllm_range(0, rows.n);
     const dllm_mat none = { 0 };
+    const dllm_rows rows = dllm_pack(s, DLLM_SET_FFN, DLLM_IN_ROWS), packed = dllm_range(0, rows.n);
     op->rmsnorm(d, s->h, packed, s->x, rows, w->ffn_norm, s->model->config.norm_eps);
     op->linear(d, s->gate, packed, s->h, packed, w->gate, none);
     op->linear(d, s->up, packed, s->h, packed, w->up, none);
     op->swiglu(d, s->gate, s->gate, s->up, rows.n);
-    op->linear(d, s->h, packed, s->gate, packed, w->down, none);
-    op->add(d, s->x, rows, s->h, packed);
+    op->linear(d, s->ffn, dllm_pack(s, DLLM_SET_FFN, DLLM_IN_FFN), s->gate, packed, w->down, none);
 }
 
 static void run_layer(dllm_session *s)
@@ -100,23 +161,29 @@ static void run_layer(dllm_session *s)
     const dllm_ops *op = d->ops;
     const dllm_layer *w = &s->model->weights.layers[s->layer];
     choose_rows(s);
-    const dllm_rows moved = dllm_pack_rows(s, DLLM_SET_V), exact = dllm_pack_rows(s, DLLM_SET_EXACT);
-    const dllm_rows out = dllm_pack_rows(s, DLLM_SET_OUT), ffn = dllm_pack_rows(s, DLLM_SET_FFN);
-    const int n_spans = spans(s);
-    op->rmsnorm(d, s->h, moved, s->x, moved, w->attn_norm, s->model->config.norm_eps);
-    attention(s, w, exact, n_spans);
-    op->linear(d, s->h, dllm_range(0, out.n), s->context, out, w->o, (dllm_mat){ 0 });
-    op->add(d, s->x, out, s->h, dllm_range(0, out.n));
-    feed_forward(s, w, ffn);
-    count(s, n_spans);
+    const dllm_rows norm = dllm_pack(s, DLLM_SET_NORM, DLLM_IN_ROWS), travel = dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ROWS);
+    op->rmsnorm(d, s->h, norm, s->x, norm, w->attn_norm, s->model->config.norm_eps);
+    project_values(s, w);
+    attention(s, w);
+    if (s->strategy->after_context) compare_contexts(s);
+    op->linear(d, s->attn, dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ATTN), s->context, dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ROWS), w->o, (dllm_mat){ 0 });
+    op->add(d, s->x, travel, s->attn, dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ATTN));
+    feed_forward(s, w);
+    op->add(d, s->x, travel, s->ffn, dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_FFN));
+    for (int32_t b = 0, at = 0; s->strategy->after_layer && b < s->n_sequences; b++) {
+        const dllm_rows exact = s->layer_rows[b].exact;
+        if (exact.n) s->strategy->after_layer(s, &s->sequences[b], exact, at);
+        at += exact.n;
+    }
+    count(s);
 }
 
-/* ---- the pass --------------------------------------------------------------------------------------------------------------- */
+/* ---- the pass ------------------------------------------------------------------------------------------------------------------------ */
 static void keep_hidden(dllm_session *s, dllm_mat m)
 {
-    const size_t row = (size_t)m.cols * dllm_dtype_size(m.dtype);
-    memcpy(s->hidden, m.data, row * (size_t)s->rows);
-    s->hidden += row * (size_t)s->rows;
+    const size_t bytes = (size_t)m.cols * dllm_dtype_size(m.dtype) * (size_t)s->rows;
+    memcpy(s->hidden, m.data, bytes);
+    s->hidden += bytes;
 }
 
 /* Guidance asks what the model would say without the prompt. */
@@ -129,43 +196,111 @@ static void blank_condition(dllm_session *s)
     }
 }
 
+/* Final states of carried rows go behind the asked ones, where later passes that leave these rows out find them. */
+static void carry_rows(dllm_session *s, dllm_mat final)
+{
+    int32_t at = 0;
+    for (int b = 0; b < s->n_sequences; b++) {
+        dllm_sequence *q = &s->sequences[b];
+        for (int32_t i = 0; i < q->ask.n; i++) {
+            if (dllm_row(q->ask, i) != s->plans[b].carry) continue;
+            s->device.ops->copy(&s->device, final, dllm_range((int32_t)s->rows + b, 1), final, dllm_range(at + i, 1));
+            q->carried = s->plans[b].carry;
+        }
+        at += q->ask.n;
+    }
+}
+
+void dllm_plan_branch(dllm_session *s, int branch)
+{
+    s->branch = branch;
+    s->layer = 0;
+    for (int b = 0; b < s->n_sequences; b++) {
+        s->plans[b] = (dllm_plan){ .carry = -1 };
+        if (s->everyone || !s->sequences[b].done) s->strategy->plan(s, &s->sequences[b], &s->plans[b]);
+    }
+}
+
 static void run_branch(dllm_session *s)
 {
     const dllm_model *m = s->model;
     const dllm_ops *op = s->device.ops;
-    s->layer = 0;
-    for (int b = 0; b < s->n_sequences; b++) s->layer_rows[b].out = s->plans[b].rows;
+    for (int b = 0; b < s->n_sequences; b++) {
+        s->layer_rows[b] = (dllm_layer_rows){ .travel = s->plans[b].rows, .out = s->sequences[b].ask };
+        s->sequences[b].changed = s->plans[b].changed;
+    }
     s->places_used = 0;
-    op->embed(&s->device, s->x, dllm_pack_rows(s, DLLM_SET_OUT), m->weights.embed, s->ids[s->branch]);
-    for (; s->layer < m->config.layers; s->layer++) {
+    op->embed(&s->device, s->x, dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ROWS), m->weights.embed, s->ids[s->branch]);
+    for (s->layer = 0; s->layer < m->config.layers; s->layer++) {
         if (s->hidden) keep_hidden(s, s->x);
         run_layer(s);
     }
     for (int b = 0; b < s->n_sequences; b++) s->layer_rows[b].out = s->sequences[b].ask;
     s->places_used = 0;
-    const dllm_rows ask = dllm_pack_rows(s, DLLM_SET_OUT);
+    const dllm_rows ask = dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ROWS);
     op->rmsnorm(&s->device, s->final[s->branch], dllm_range(0, ask.n), s->x, ask, m->weights.norm, m->config.norm_eps);
     if (s->hidden) keep_hidden(s, s->final[s->branch]);
+    carry_rows(s, s->final[s->branch]);
+    for (int b = 0; b < s->n_sequences; b++) s->sequences[b].passes[s->branch] += s->plans[b].rows.n > 0;
     s->stats.forwards++;
 }
 
-void dllm_forward(dllm_session *s)
+void dllm_forward(dllm_session *s, bool guided)
 {
-    if (s->branches > 1) blank_condition(s);
-    for (s->branch = 0; s->branch < s->branches; s->branch++) run_branch(s);
+    run_branch(s);
+    if (!guided) return;
+    blank_condition(s);
+    dllm_plan_branch(s, 1);
+    run_branch(s);
     s->branch = 0;
+}
+
+/* ---- the head ------------------------------------------------------------------------------------------------------------------------- */
+static void head_of(dllm_session *s, int branch, dllm_rows at)
+{
+    const dllm_weights *w = &s->model->weights;
+    const uint64_t cost = 2 * (uint64_t)at.n * (uint64_t)w->head.rows * (uint64_t)w->head.cols;
+    s->device.ops->linear(&s->device, s->logits[branch], dllm_range(0, at.n), s->final[branch], at, w->head, (dllm_mat){ 0 });
+    s->stats.rows_head += (uint64_t)at.n;
+    s->stats.flops += cost;
+    s->stats.flops_uncached += cost;
+}
+
+/* Packed row whose state lies in row `at` of final. */
+static int64_t packed_row(const dllm_session *s, int32_t at)
+{
+    if (at >= s->rows) return s->sequences[at - s->rows].first + s->sequences[at - s->rows].carried;
+    int b = 0;
+    for (; at >= s->sequences[b].ask.n; b++) at -= s->sequences[b].ask.n;
+    return s->sequences[b].first + dllm_row(s->sequences[b].ask, at);
+}
+
+void dllm_keep_residual(dllm_session *s)
+{
+    for (int32_t from = 0; from < s->n_ask; from += DLLM_HEAD_ROWS) {
+        const dllm_rows at = dllm_range(from, s->n_ask - from < DLLM_HEAD_ROWS ? (int32_t)s->n_ask - from : DLLM_HEAD_ROWS);
+        head_of(s, 0, at);
+        head_of(s, 1, at);
+        for (int32_t i = 0; i < at.n; i++) {
+            const float *c = dllm_at(s->logits[0], i), *u = dllm_at(s->logits[1], i);
+            float *r = dllm_at(s->residual, packed_row(s, from + i));
+            for (int64_t j = 0; j < s->residual.cols; j++) r[j] = c[j] - u[j];
+        }
+    }
 }
 
 void dllm_head(dllm_session *s, dllm_rows at)
 {
-    dllm_device *d = &s->device;
-    const dllm_weights *w = &s->model->weights;
-    const uint64_t cost = 2 * (uint64_t)at.n * (uint64_t)w->head.rows * (uint64_t)w->head.cols;
-    for (int b = 0; b < s->branches; b++) {
-        d->ops->linear(d, s->logits[b], dllm_range(0, at.n), s->final[b], at, w->head, (dllm_mat){ 0 });
-        s->stats.rows_head += (uint64_t)at.n;
-        s->stats.flops += cost;
-        s->stats.flops_uncached += cost;
+    head_of(s, 0, at);
+    if (s->branches == 1) return;
+    if (!s->residual.data) {
+        head_of(s, 1, at);
+        s->device.ops->guide(&s->device, s->logits[0], s->logits[1], at.n, s->params.cfg_scale);
+        return;
     }
-    if (s->branches > 1) d->ops->guide(d, s->logits[0], s->logits[1], at.n, s->params.cfg_scale);
+    for (int32_t i = 0; i < at.n; i++) {
+        float *c = dllm_at(s->logits[0], i);
+        const float *r = dllm_at(s->residual, packed_row(s, dllm_row(at, i)));
+        for (int64_t j = 0; j < s->residual.cols; j++) c[j] = c[j] - r[j] + (s->params.cfg_scale + 1) * r[j];
+    }
 }

@@ -1,5 +1,6 @@
 /* params.c: what one request wants: the families' defaults, and the only place that checks them. */
 #include <math.h>
+#include <string.h>
 
 #include "session.h"
 
@@ -15,6 +16,7 @@ void dllm_params_init(dllm_params *p, const dllm_config *c)
         .gumbel = !dream,
         .top_p = 1,
         .eps = 1e-3f,
+        .cfg_interval = 1,
         .mask_id = c->mask_id,
         .eos_id = c->eos_id,
         .eot_id = c->eot_id,
@@ -23,13 +25,20 @@ void dllm_params_init(dllm_params *p, const dllm_config *c)
 
 int32_t dllm_block_len(const dllm_params *p) { return p->block_len ? p->block_len : p->answer_len; }
 
-int32_t dllm_block_steps(const dllm_params *p) { return p->answer_len ? p->steps / (p->answer_len / dllm_block_len(p)) : 0; }
+int32_t dllm_block_steps(const dllm_params *p)
+{
+    if (p->answer_len == 0 || p->rule == DLLM_RULE_STEADY) return p->answer_len ? p->steps : 0;
+    return p->steps / (p->answer_len / dllm_block_len(p));
+}
 
 /* Blocks and steps. Deciding by threshold or factor, a block takes as many steps as it needs. */
 static int check_schedule(const dllm_params *p)
 {
     FAIL_IF(p->answer_len < 0, DLLM_E_VALUE, "answer length %d: 0 or more expected", p->answer_len);
     if (p->answer_len == 0) return 0;
+    FAIL_IF(p->rule == DLLM_RULE_STEADY && (p->steps < 1 || p->answer_len % p->steps != 0), DLLM_E_VALUE,
+            "%d steps do not divide the answer length %d, which this rule needs", p->steps, p->answer_len);
+    if (p->rule == DLLM_RULE_STEADY) return 0;
     FAIL_IF(p->block_len < 0 || p->answer_len % dllm_block_len(p) != 0, DLLM_E_VALUE, "block length %d does not divide the answer length %d",
             p->block_len, p->answer_len);
     const int32_t blocks = p->answer_len / dllm_block_len(p);
@@ -54,6 +63,36 @@ static int check_ids(const dllm_params *p, const dllm_config *c)
     return 0;
 }
 
+static int check_strategy(const dllm_params *p, const dllm_config *c)
+{
+    const dllm_strategy *st = p->strategy;
+    for (int i = 0; st && i < DLLM_MAX_OPTIONS && st->options[i].name; i++) {
+        const dllm_option *o = &st->options[i];
+        FAIL_IF(!(p->options[i] >= o->lowest && p->options[i] <= o->highest), DLLM_E_VALUE, "%s: %s %g: %g to %g expected", st->name, o->name,
+                p->options[i], o->lowest, o->highest);
+    }
+    return st && st->check && p->answer_len > 0 ? st->check(p, c) : 0;
+}
+
+int dllm_params_use(dllm_params *p, const char *strategy)
+{
+    const dllm_strategy *st = dllm_strategy_find(strategy);
+    FAIL_IF(!st, DLLM_E_VALUE, "no caching method '%s'", strategy);
+    p->strategy = st;
+    for (int i = 0; i < DLLM_MAX_OPTIONS; i++) p->options[i] = st->options[i].name ? st->options[i].fallback : 0;
+    return 0;
+}
+
+int dllm_params_set(dllm_params *p, const char *option, double value)
+{
+    for (int i = 0; p->strategy && i < DLLM_MAX_OPTIONS && p->strategy->options[i].name; i++) {
+        if (strcmp(p->strategy->options[i].name, option) != 0) continue;
+        p->options[i] = value;
+        return 0;
+    }
+    return dllm_fail(DLLM_E_VALUE, "%s has no option '%s'", p->strategy ? p->strategy->name : "no caching method", option);
+}
+
 int dllm_check_params(const dllm_params *p, const dllm_config *c)
 {
     TRY(check_schedule(p));
@@ -70,6 +109,8 @@ int dllm_check_params(const dllm_params *p, const dllm_config *c)
             (double)p->factor);
     FAIL_IF(p->score == DLLM_SCORE_ORIGIN && p->answer_len > 0 && (p->rule != DLLM_RULE_TIMES || p->threshold > 0 || p->factor > 0),
             DLLM_E_VALUE, "alg \"origin\" flips a coin for every mask by the time schedule: it goes with no other rule, threshold or factor");
+    FAIL_IF(p->cfg_interval < 1, DLLM_E_VALUE, "cfg_interval %d: at least 1 expected", p->cfg_interval);
+    TRY(check_strategy(p, c));
     return check_ids(p, c);
 }
 
@@ -81,7 +122,7 @@ static void add_id(int32_t *ids, int32_t *n, int32_t id)
 /* LLaDA's flags as data. The official code masks EOS for the score only when the noisy logits are the clean ones: at temperature 0. */
 dllm_sampling dllm_sampling_of(const dllm_params *p)
 {
-    dllm_sampling how = { .score = p->score, .gumbel = p->gumbel, .temperature = p->temperature, .top_p = p->top_p, .top_k = p->top_k };
+    dllm_sampling how = { .score = p->score, .gumbel = p->gumbel, .argmax = p->argmax, .temperature = p->temperature, .top_p = p->top_p, .top_k = p->top_k };
     if (p->logits_eos_inf) add_id(how.banned, &how.n_banned, p->eos_id);
     if (p->confidence_eos_eot_inf) add_id(how.unscored, &how.n_unscored, p->eot_id);
     if (p->confidence_eos_eot_inf && p->temperature == 0) add_id(how.unscored, &how.n_unscored, p->eos_id);

@@ -3,9 +3,8 @@
 #include <string.h>
 
 #include "py_module.h"
-#include "strategy.h"
 
-typedef enum { FIELD_INT, FIELD_FLOAT, FIELD_BOOL, FIELD_RULE, FIELD_SCORE } field_kind;
+typedef enum { FIELD_INT, FIELD_FLOAT, FIELD_BOOL, FIELD_RULE, FIELD_SCORE, FIELD_SHIFT } field_kind;
 
 static const struct {
     const char *name;
@@ -23,7 +22,11 @@ static const struct {
     { "top_k", FIELD_INT, offsetof(dllm_params, top_k) },
     { "alg_temp", FIELD_FLOAT, offsetof(dllm_params, alg_temp) },
     { "eps", FIELD_FLOAT, offsetof(dllm_params, eps) },
+    { "argmax", FIELD_BOOL, offsetof(dllm_params, argmax) },
     { "cfg_scale", FIELD_FLOAT, offsetof(dllm_params, cfg_scale) },
+    { "cfg_interval", FIELD_INT, offsetof(dllm_params, cfg_interval) },
+    { "shift", FIELD_SHIFT, offsetof(dllm_params, shift) },
+    { "watch", FIELD_BOOL, offsetof(dllm_params, watch) },
     { "threshold", FIELD_FLOAT, offsetof(dllm_params, threshold) },
     { "factor", FIELD_FLOAT, offsetof(dllm_params, factor) },
     { "early_stop", FIELD_BOOL, offsetof(dllm_params, early_stop) },
@@ -34,7 +37,8 @@ static const struct {
     { "eot_id", FIELD_INT, offsetof(dllm_params, eot_id) },
 };
 
-static const char *const rules[] = { [DLLM_RULE_QUOTA] = "quota", [DLLM_RULE_TIMES] = "times", NULL };
+static const char *const rules[] = { [DLLM_RULE_QUOTA] = "quota", [DLLM_RULE_TIMES] = "times", [DLLM_RULE_FIRST] = "first", [DLLM_RULE_STEADY] = "steady", NULL };
+static const char *const shifts[] = { [DLLM_SHIFT_CARRY] = "carry", [DLLM_SHIFT_OWN] = "own", [DLLM_SHIFT_FLAT] = "flat", NULL };
 static const char *const scores[] = {
     [DLLM_SCORE_PROB] = "prob",     [DLLM_SCORE_MARGIN] = "margin", [DLLM_SCORE_ENTROPY] = "entropy",
     [DLLM_SCORE_RANDOM] = "random", [DLLM_SCORE_ORIGIN] = "origin", NULL,
@@ -87,6 +91,7 @@ static int set_field(dllm_params *p, size_t i, PyObject *value)
     case FIELD_FLOAT: return set_float(to, fields[i].name, value);
     case FIELD_RULE: return set_name(to, rules, fields[i].name, value);
     case FIELD_SCORE: return set_name(to, scores, fields[i].name, value);
+    case FIELD_SHIFT: return set_name(to, shifts, fields[i].name, value);
     case FIELD_BOOL: {
         const int truth = PyObject_IsTrue(value);
         *(bool *)to = truth > 0;
@@ -96,20 +101,29 @@ static int set_field(dllm_params *p, size_t i, PyObject *value)
     return -1;
 }
 
-static int set_strategy(dllm_params *p, PyObject *value)
+/* strategy: a name, or (name, {option: value}). */
+static int set_strategy(PyObject *module, dllm_params *p, PyObject *value)
 {
-    const char *name = PyUnicode_Check(value) ? PyUnicode_AsUTF8(value) : NULL;
-    p->strategy = name ? dllm_strategy_find(name) : NULL;
-    if (!p->strategy && !PyErr_Occurred()) PyErr_Format(PyExc_ValueError, "no caching method %R", value);
-    return p->strategy ? 0 : -1;
+    const char *name;
+    PyObject *options = NULL, *option, *number;
+    if (PyTuple_Check(value) ? !PyArg_ParseTuple(value, "sO!", &name, &PyDict_Type, &options) : !(name = PyUnicode_AsUTF8(value))) return -1;
+    int status = dllm_params_use(p, name);
+    for (Py_ssize_t at = 0; status >= 0 && options && PyDict_Next(options, &at, &option, &number);) {
+        const char *of = PyUnicode_AsUTF8(option);
+        const double x = PyFloat_AsDouble(number);
+        if (!of || (x == -1 && PyErr_Occurred())) return -1;
+        status = dllm_params_set(p, of, x);
+    }
+    if (status < 0) dllm_py_raise(module, status);
+    return status;
 }
 
-static int set_one(dllm_params *p, PyObject *key, PyObject *value)
+static int set_one(PyObject *module, dllm_params *p, PyObject *key, PyObject *value)
 {
     const char *name = PyUnicode_AsUTF8(key);
     if (!name) return -1;
     if (value == Py_None) return 0; /* the family's default */
-    if (strcmp(name, "strategy") == 0) return set_strategy(p, value);
+    if (strcmp(name, "strategy") == 0) return set_strategy(module, p, value);
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         if (strcmp(fields[i].name, name) == 0) return set_field(p, i, value);
     }
@@ -125,7 +139,7 @@ int dllm_py_params(PyObject *module, PyObject *mapping, const dllm_config *c, dl
     int status = 0;
     for (Py_ssize_t i = 0; status == 0 && i < PyList_GET_SIZE(items); i++) {
         PyObject *pair = PyList_GET_ITEM(items, i);
-        status = set_one(p, PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1));
+        status = set_one(module, p, PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1));
     }
     Py_DECREF(items);
     return status;

@@ -7,6 +7,7 @@ typedef struct {
     PyObject_HEAD
     dllm_py_model *model;
     dllm_session *session;
+    int64_t sequences;
     PyObject *noise;      /* source of recorded random numbers, or NULL */
     PyArrayObject *drawn; /* what it gave last: the core reads it until the next draw */
     bool busy;
@@ -182,6 +183,7 @@ static PyObject *open_session(PyTypeObject *type, PyObject *args, PyObject *keyw
         Py_BEGIN_ALLOW_THREADS status = dllm_session_open(&self->session, model->model, &p, a.prompts, (int)a.n);
         Py_END_ALLOW_THREADS if (status < 0) dllm_py_raise(module, status);
     }
+    self->sequences = a.n;
     release(&a);
     if (status < 0) Py_CLEAR(self);
     return (PyObject *)self;
@@ -314,6 +316,19 @@ static PyObject *revealed(py_session *self, PyObject *unused)
     return leave(self, 0, dllm_py_array(NPY_INT32, 1, &n, rows));
 }
 
+static PyObject *watched(py_session *self, PyObject *unused)
+{
+    const int8_t *mode;
+    const uint8_t *chosen;
+    const float *seen;
+    if (enter(self) < 0) return NULL;
+    const int layers = dllm_session_watched(self->session, &mode, &chosen, &seen);
+    if (layers < 0) return leave(self, layers, NULL);
+    const int64_t modes[] = { layers, self->sequences }, rows[] = { layers, dllm_session_rows(self->session) };
+    return leave(self, 0, Py_BuildValue("NNN", dllm_py_array(NPY_INT8, 2, modes, mode), dllm_py_array(NPY_BOOL, 2, rows, chosen),
+                                        dllm_py_array(NPY_FLOAT32, 2, rows, seen)));
+}
+
 /* ---- passes ------------------------------------------------------------------------------------------------------------------------------------------ */
 static int storage_of(dllm_dtype t) { return t == DLLM_F32 ? NPY_FLOAT32 : NPY_UINT16; }
 
@@ -413,6 +428,8 @@ static PyMethodDef methods[] = {
     { "set_tokens", (PyCFunction)set_tokens, METH_O, "set_tokens(ids): replaces the ids of all packed rows." },
     { "candidates", (PyCFunction)candidates, METH_NOARGS, "(packed rows, tokens, scores, probabilities) of the latest step." },
     { "revealed", (PyCFunction)revealed, METH_NOARGS, "Packed rows of the latest step, surest first in each sequence." },
+    { "watched", (PyCFunction)watched, METH_NOARGS,
+      "What the caching method did in the latest step: (mode [layers, sequences], chosen [layers, rows], seen [layers, rows])." },
     { "logits", (PyCFunction)(void (*)(void))logits, METH_VARARGS | METH_KEYWORDS,
       "logits(*, shifted=False, dtype='float32'): an uncached pass over the current ids; [rows, vocab]." },
     { "nll", (PyCFunction)nll, METH_VARARGS, "nll(rows, targets): the same pass; -log p(target) at each row." },

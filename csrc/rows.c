@@ -1,22 +1,112 @@
 /* rows.c: row sets. A set that is a range stays one, so that kernels need no gather. */
-#include "internal.h"
-#include "strategy.h"
+#include <math.h>
+#include <string.h>
+
+#include "session.h"
 
 dllm_rows dllm_range(int32_t first, int32_t n) { return (dllm_rows){ .first = first, .n = n }; }
 
+dllm_rows dllm_without(int32_t *space, dllm_rows all, dllm_rows some)
+{
+    dllm_rows rest = { .idx = space };
+    for (int32_t i = 0, j = 0; i < all.n; i++) {
+        const int32_t r = dllm_row(all, i);
+        while (j < some.n && dllm_row(some, j) < r) j++;
+        if (j == some.n || dllm_row(some, j) != r) space[rest.n++] = r;
+    }
+    return rest;
+}
+
+dllm_rows dllm_join(int32_t *space, dllm_rows a, dllm_rows b)
+{
+    dllm_rows both = { .idx = space };
+    for (int32_t i = 0, j = 0; i < a.n || j < b.n;) {
+        const int32_t x = i < a.n ? dllm_row(a, i) : INT32_MAX, y = j < b.n ? dllm_row(b, j) : INT32_MAX;
+        space[both.n++] = x < y ? x : y;
+        i += x <= y;
+        j += y <= x;
+    }
+    return both;
+}
+
+/* The k-th largest of n numbers, by quickselect; x is shuffled. */
+static float kth_largest(float *x, int32_t n, int32_t k)
+{
+    int32_t lo = 0, hi = n - 1;
+    while (lo < hi) {
+        const float pivot = x[lo + (hi - lo) / 2];
+        int32_t i = lo, j = hi;
+        while (i <= j) {
+            while (x[i] > pivot) i++;
+            while (x[j] < pivot) j--;
+            if (i <= j) {
+                const float t = x[i];
+                x[i++] = x[j];
+                x[j--] = t;
+            }
+        }
+        if (k - 1 <= j) hi = j;
+        else if (k - 1 >= i) lo = i;
+        else break;
+    }
+    return x[k - 1];
+}
+
+int32_t dllm_highest(int32_t *out, const float *score, int32_t n, int32_t k, float *space)
+{
+    if (k > n) k = n;
+    if (k <= 0) return 0;
+    memcpy(space, score, (size_t)n * sizeof *space);
+    const float limit = kth_largest(space, n, k);
+    int32_t ties = k, chosen = 0;
+    for (int32_t i = 0; i < n; i++) ties -= score[i] > limit;
+    for (int32_t i = 0; i < n; i++) {
+        if (score[i] > limit || (score[i] == limit && ties-- > 0)) out[chosen++] = i;
+    }
+    return chosen;
+}
+
+/* ---- sets of all sequences, packed for a kernel --------------------------------------------------------------------------------------- */
 static dllm_rows set_of(const dllm_layer_rows *r, dllm_set which)
 {
     switch (which) {
+    case DLLM_SET_NORM: return r->norm;
     case DLLM_SET_V: return r->v;
     case DLLM_SET_K: return r->k;
     case DLLM_SET_EXACT: return r->exact;
+    case DLLM_SET_DELTA: return r->delta;
     case DLLM_SET_OUT: return r->out;
-    default: return r->ffn;
+    case DLLM_SET_FFN: return r->ffn;
+    default: return r->travel;
     }
 }
 
-/* The sequences' sets one behind the other, each moved by base(sequence); a range if they touch. */
-static dllm_rows pack(dllm_session *s, dllm_set which, int64_t (*base)(const dllm_session *s, int sequence))
+/* Where row 0 of a sequence lies in a matrix: what layers keep comes first, then the rows that pass and are forgotten. */
+static int64_t kept_base(const dllm_session *s, int b, bool kept)
+{
+    const int64_t layers = s->model->config.layers;
+    return (kept ? (s->branch * layers + s->layer) * s->rows : 0) + s->sequences[b].first;
+}
+
+static int64_t base_of(const dllm_session *s, int b, dllm_space space)
+{
+    const int64_t layers = s->model->config.layers;
+    const dllm_plan *p = &s->plans[b];
+    switch (space) {
+    case DLLM_IN_ROWS: return s->sequences[b].first;
+    case DLLM_IN_CONTEXT: return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_CONTEXT);
+    case DLLM_IN_ATTN: return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_ATTN);
+    case DLLM_IN_FFN: return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_FFN);
+    case DLLM_IN_SLOTS:
+        if (p->store) return (s->branch * layers + s->layer) * s->kept_slots + s->sequences[b].slot + p->slot_shift;
+        return s->branches * layers * s->kept_slots + s->sequences[b].first + p->slot_shift;
+    }
+    return 0;
+}
+
+int64_t dllm_first_slot(const dllm_session *s, int b) { return base_of(s, b, DLLM_IN_SLOTS) - s->plans[b].slot_shift; }
+
+dllm_rows dllm_pack(dllm_session *s, dllm_set which, dllm_space space)
 {
     int32_t *const out = s->places + s->places_used;
     dllm_rows packed = { .idx = out };
@@ -24,7 +114,7 @@ static dllm_rows pack(dllm_session *s, dllm_set which, int64_t (*base)(const dll
     for (int b = 0; b < s->n_sequences; b++) {
         const dllm_rows set = set_of(&s->layer_rows[b], which);
         if (set.n == 0) continue;
-        const int32_t from = (int32_t)base(s, b);
+        const int32_t from = (int32_t)base_of(s, b, space);
         if (packed.n == 0) packed.first = from + set.first;
         touching &= !set.idx && from + set.first == packed.first + packed.n;
         for (int32_t i = 0; i < set.n; i++) out[packed.n++] = from + dllm_row(set, i);
@@ -33,18 +123,3 @@ static dllm_rows pack(dllm_session *s, dllm_set which, int64_t (*base)(const dll
     else s->places_used += packed.n;
     return packed;
 }
-
-static int64_t first_row(const dllm_session *s, int b) { return s->sequences[b].first; }
-
-int64_t dllm_first_slot(const dllm_session *s, int b)
-{
-    const int layers = s->model->config.layers;
-    const dllm_plan *p = &s->plans[b];
-    const int64_t base = p->store ? (s->branch * layers + s->layer) * s->kept_slots + s->sequences[b].slot
-                                  : s->branches * layers * s->kept_slots + s->sequences[b].first;
-    return base + p->slot_shift;
-}
-
-dllm_rows dllm_pack_rows(dllm_session *s, dllm_set which) { return pack(s, which, first_row); }
-
-dllm_rows dllm_pack_slots(dllm_session *s, dllm_set which) { return pack(s, which, dllm_first_slot); }

@@ -32,19 +32,15 @@ static dllm_mat take_mat(dllm_session *s, const char *what, int64_t rows, int64_
     return (dllm_mat){ .data = p, .rows = rows, .cols = cols, .stride = cols, .dtype = dtype };
 }
 
-enum { MAX_BLOCKS = 48 };
+enum { MAX_BLOCKS = 64 };
 
-static int take_everything(dllm_session *s)
+/* Buffers of the forward pass. What a method does not keep has one matrix for all layers. */
+static void take_network(dllm_session *s)
 {
     const dllm_config *c = &s->model->config;
     const dllm_dtype act = s->model->act;
-    const int64_t rows = s->rows, wide = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
-    const int64_t kept = s->branches * c->layers * s->kept_slots, head = rows < DLLM_HEAD_ROWS ? rows : DLLM_HEAD_ROWS;
-    s->plans = take(s, "plans", s->n_sequences, sizeof *s->plans);
-    s->layer_rows = take(s, "row sets", s->n_sequences, sizeof *s->layer_rows);
-    s->spans = take(s, "spans", s->n_sequences, sizeof *s->spans);
-    s->times = take(s, "time schedule", dllm_block_steps(&s->params) + 1, sizeof *s->times);
-    s->places = take(s, "row numbers", 8 * rows, sizeof *s->places);
+    const unsigned keeps = s->strategy->keeps;
+    const int64_t rows = s->rows, wide = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim, all = s->branches * c->layers;
     s->x = take_mat(s, "residual stream", rows, c->dim, act);
     s->h = take_mat(s, "normed rows", rows, c->dim, act);
     s->q = take_mat(s, "queries", rows, wide, act);
@@ -53,13 +49,27 @@ static int take_everything(dllm_session *s)
     s->up = take_mat(s, "up", rows, c->ffn_dim, act);
     s->cos = take_mat(s, "rotary cosines", rows, c->head_dim / 2, DLLM_F32);
     s->sin = take_mat(s, "rotary sines", rows, c->head_dim / 2, DLLM_F32);
-    s->keys = take_mat(s, "keys", kept + rows, kv, act);
-    s->values = take_mat(s, "values", kept + rows, kv, act);
+    s->keys = take_mat(s, "keys", all * s->kept_slots + rows, kv, act);
+    s->values = take_mat(s, "values", all * s->kept_slots + rows, kv, act);
+    s->attn = take_mat(s, "attention outputs", keeps & DLLM_KEEP_ATTN ? all * rows : rows, c->dim, act);
+    s->ffn = keeps & DLLM_KEEP_FFN ? take_mat(s, "feed-forward outputs", all * rows, c->dim, act) : s->attn;
+    if (keeps & DLLM_KEEP_CONTEXT) s->kept_context = take_mat(s, "kept contexts", all * rows, wide, act);
+    if (keeps & DLLM_COMPARE_VALUES) s->new_values = take_mat(s, "new values", rows, kv, act);
+    const int64_t outputs = !!(keeps & DLLM_KEEP_ATTN) + !!(keeps & DLLM_KEEP_FFN);
+    const int64_t numbers = all * (2 * s->kept_slots * kv + rows * (outputs * c->dim + (keeps & DLLM_KEEP_CONTEXT ? wide : 0)));
+    s->stats.cache_bytes = (size_t)numbers * dllm_dtype_size(act);
+}
+
+static void take_decoding(dllm_session *s)
+{
+    const dllm_config *c = &s->model->config;
+    const int64_t rows = s->rows, head = rows < DLLM_HEAD_ROWS ? rows : DLLM_HEAD_ROWS;
     for (int b = 0; b < s->branches; b++) {
         s->ids[b] = take(s, "ids", rows, sizeof(int32_t));
-        s->final[b] = take_mat(s, "final rows", rows, c->dim, act);
+        s->final[b] = take_mat(s, "final rows", rows + s->n_sequences, c->dim, s->model->act);
         s->logits[b] = take_mat(s, "logits", head, c->vocab, DLLM_F32);
     }
+    if (s->branches > 1 && s->params.cfg_interval > 1) s->residual = take_mat(s, "guidance residual", rows, c->vocab, DLLM_F32);
     s->ask = take(s, "asked rows", rows, sizeof *s->ask);
     s->candidates = take(s, "candidates", rows, sizeof *s->candidates);
     s->source = take(s, "sources", rows, sizeof *s->source);
@@ -70,12 +80,34 @@ static int take_everything(dllm_session *s)
     s->order = take(s, "order", rows, sizeof *s->order);
     s->revealed = take(s, "revealed rows", rows, sizeof *s->revealed);
     s->row_keys = take(s, "random keys", head, sizeof *s->row_keys);
-    s->device.scratch_bytes = s->device.ops->scratch(&s->device, c, act, rows, rows);
+}
+
+enum { PLACES = 20 }; /* packed sets of one layer */
+
+static int take_everything(dllm_session *s)
+{
+    const int64_t rows = s->rows, watched = s->params.watch ? s->branches * s->model->config.layers : 0;
+    s->plans = take(s, "plans", s->n_sequences, sizeof *s->plans);
+    s->layer_rows = take(s, "row sets", s->n_sequences, sizeof *s->layer_rows);
+    s->spans = take(s, "spans", s->n_sequences, sizeof *s->spans);
+    s->columns = take(s, "columns", s->n_sequences, sizeof *s->columns);
+    s->times = take(s, "time schedule", dllm_block_steps(&s->params) + 1, sizeof *s->times);
+    s->places = take(s, "row numbers", PLACES * rows, sizeof *s->places);
+    s->picks = take(s, "chosen rows", DLLM_PICKS * rows, sizeof *s->picks);
+    s->similarity = take(s, "similarities", rows, sizeof *s->similarity);
+    s->space = take(s, "hooks' space", 2 * rows, sizeof *s->space);
+    take_network(s);
+    take_decoding(s);
+    if (watched) {
+        s->mode = take(s, "watched modes", watched * s->n_sequences, sizeof *s->mode);
+        s->chosen = take(s, "watched rows", watched * rows, sizeof *s->chosen);
+        s->seen = take(s, "watched values", watched * rows, sizeof *s->seen);
+    }
+    s->device.scratch_bytes = s->device.ops->scratch(&s->device, &s->model->config, s->model->act, rows, rows);
     s->device.scratch = take(s, "kernel scratch", 1, s->device.scratch_bytes);
-    const size_t slot = 2 * (size_t)kv * dllm_dtype_size(act);
-    s->stats.cache_bytes = (size_t)kept * slot;
-    s->stats.scratch_bytes -= s->n_blocks < 0 ? 0 : s->stats.cache_bytes;
-    return s->n_blocks < 0 ? DLLM_E_MEMORY : 0;
+    if (s->n_blocks < 0) return DLLM_E_MEMORY;
+    s->stats.scratch_bytes -= s->stats.cache_bytes;
+    return 0;
 }
 
 /* ---- opening -------------------------------------------------------------------------------------------------------------------- */
@@ -94,7 +126,7 @@ static int check_prompts(const dllm_model *m, const dllm_params *p, const dllm_p
         }
         rows += (int64_t)prompts[b].n + p->answer_len;
     }
-    const int64_t most = INT32_MAX / (2 * (int64_t)(m->config.layers + 1));
+    const int64_t most = INT32_MAX / (DLLM_BRANCHES * (int64_t)(m->config.layers + 1));
     FAIL_IF(rows > most, DLLM_E_VALUE, "%lld rows in one batch: at most %lld", (long long)rows, (long long)most);
     return 0;
 }
@@ -115,7 +147,11 @@ static void fill_sequence(dllm_session *s, int b, const dllm_prompt *p, int32_t 
     const dllm_config *c = &s->model->config;
     dllm_sequence *q = &s->sequences[b];
     *q = (dllm_sequence){ .first = first, .len = p->n + s->params.answer_len, .prompt = p->n, .seed = p->seed, .stream = p->stream };
+    q->index = b;
     q->condition = p->condition ? p->condition : p->n;
+    q->carried = -1;
+    while (q->fixed < p->n && p->ids[q->fixed] != s->params.mask_id) q->fixed++;
+    for (int i = 0; i < DLLM_PICKS; i++) q->pick[i] = s->picks + i * s->rows + first;
     for (int32_t r = 0, position = -1; r < q->len; r++) {
         position = r < p->n && p->positions ? p->positions[r] : position + 1;
         s->ids[0][first + r] = r < p->n ? p->ids[r] : s->params.mask_id;
@@ -211,6 +247,7 @@ int dllm_session_set_tokens(dllm_session *s, const int32_t *ids, int64_t n)
         FAIL_IF(ids[i] < 0 || ids[i] >= s->model->config.vocab, DLLM_E_VALUE, "id %d at row %lld is outside the vocabulary of %d", ids[i],
                 (long long)i, s->model->config.vocab);
     }
+    for (int b = 0; b < s->n_sequences; b++) dllm_ids_changed(s, &s->sequences[b], ids);
     memcpy(s->ids[0], ids, (size_t)n * sizeof *ids);
     return 0;
 }
@@ -227,16 +264,18 @@ double dllm_seconds(void)
 static int pass(dllm_session *s)
 {
     FAIL_IF(s->forwarded, DLLM_E_VALUE, "a pass between forward and decide would lose the forward");
+    FAIL_IF(s->strategy != &dllm_strategy_none || s->residual.data, DLLM_E_VALUE,
+            "logits of all rows take an uncached pass: open a session without a cache or cfg_interval");
     const double start = dllm_seconds();
     s->n_ask = 0;
+    s->everyone = true;
+    dllm_plan_branch(s, 0);
     for (int b = 0; b < s->n_sequences; b++) {
-        dllm_sequence *q = &s->sequences[b];
-        s->plans[b] = (dllm_plan){ 0 };
-        dllm_strategy_none.plan(s, q, &s->plans[b]);
-        q->ask = dllm_range(0, q->len);
-        s->n_ask += q->len;
+        s->sequences[b].ask = dllm_range(0, s->sequences[b].len);
+        s->n_ask += s->sequences[b].len;
     }
-    dllm_forward(s);
+    dllm_forward(s, s->branches > 1);
+    s->everyone = false;
     s->stats.seconds += dllm_seconds() - start;
     return dllm_check_device(s);
 }

@@ -1,17 +1,40 @@
-/* session.h: what session.c, forward.c and denoise.c ask of each other. */
+/* session.h: what the files of a session ask of each other. */
 #ifndef DLLM_SESSION_H
 #define DLLM_SESSION_H
 #include "../kernels/bits.h"
 #include "strategy.h"
+
+/* rows.c: row-set algebra; sets are ascending. */
+dllm_rows dllm_range(int32_t first, int32_t n);
+dllm_rows dllm_without(int32_t *space, dllm_rows all, dllm_rows some);
+dllm_rows dllm_join(int32_t *space, dllm_rows a, dllm_rows b);
+/* Indices of the k highest scores, ascending, ties to the lowest; space: n floats. Returns how many. */
+int32_t dllm_highest(int32_t *out, const float *score, int32_t n, int32_t k, float *space);
+
+/* A layer's sets are kept per sequence; kernels get them packed, as rows of the matrix they address. */
+typedef enum {
+    DLLM_SET_NORM, DLLM_SET_V, DLLM_SET_K, DLLM_SET_EXACT, DLLM_SET_DELTA, DLLM_SET_OUT, DLLM_SET_FFN, DLLM_SET_TRAVEL
+} dllm_set;
+typedef enum { DLLM_IN_ROWS, DLLM_IN_SLOTS, DLLM_IN_CONTEXT, DLLM_IN_ATTN, DLLM_IN_FFN } dllm_space;
+dllm_rows dllm_pack(dllm_session *s, dllm_set which, dllm_space space);
+int64_t dllm_first_slot(const dllm_session *s, int sequence); /* row of keys and values that is its slot 0 */
 
 /* session.c */
 int dllm_check_device(dllm_session *s); /* 0, or the device's first failure */
 double dllm_seconds(void);              /* monotonic */
 void dllm_rope_row(float *cos_row, float *sin_row, int32_t position, int32_t head_dim, float theta);
 
+/* watch.c: what a method did, for whoever asked to see it. Nothing happens if nobody did. */
+void dllm_watch_clear(dllm_session *s);
+void dllm_watch_mode(dllm_session *s, const dllm_sequence *q, int mode);
+void dllm_watch_chosen(dllm_session *s, const dllm_sequence *q, dllm_rows chosen);
+void dllm_watch_seen(dllm_session *s, const dllm_sequence *q, dllm_rows rows, const float *values);
+
 /* forward.c */
-void dllm_forward(dllm_session *s);            /* runs every branch over the plans; final then holds the asked rows */
-void dllm_head(dllm_session *s, dllm_rows at); /* guided float32 logits of rows of final into logits[0]; at most DLLM_HEAD_ROWS */
+void dllm_plan_branch(dllm_session *s, int branch); /* asks the method what every unfinished sequence recomputes */
+void dllm_forward(dllm_session *s, bool guided);    /* runs the planned branch 0, then branch 1 if guided; final holds the asked rows */
+void dllm_head(dllm_session *s, dllm_rows at);      /* guided float32 logits of rows of final into logits[0]; at most DLLM_HEAD_ROWS */
+void dllm_keep_residual(dllm_session *s);           /* of all asked rows, after a guided forward */
 
 /* params.c */
 int dllm_check_params(const dllm_params *p, const dllm_config *c);
@@ -21,4 +44,5 @@ dllm_sampling dllm_sampling_of(const dllm_params *p);
 
 /* denoise.c */
 void dllm_open_block(dllm_session *s, dllm_sequence *q);
+void dllm_ids_changed(dllm_session *s, dllm_sequence *q, const int32_t *ids); /* a hook is about to set these packed ids */
 #endif

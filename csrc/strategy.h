@@ -1,24 +1,33 @@
-/* strategy.h: what a caching method is: data about which rows to recompute. Once a step it plans; inside a layer its hooks may narrow
- * the row sets. forward.c obeys and never asks which method runs. A new method is one file and one line in strategy_list.c. */
+/* strategy.h: what a caching method is: data about which rows to recompute. Before every pass it plans; inside a layer its hooks may
+ * narrow the row sets. forward.c obeys and never asks which method runs. A new method is one file and one line in strategy_list.c. */
 #ifndef DLLM_STRATEGY_H
 #define DLLM_STRATEGY_H
 #include "internal.h"
 
-/* What one sequence recomputes in one step. Row sets are ascending and local to the sequence. */
+/* What one sequence recomputes in one pass. Row sets are ascending and local to the sequence. */
 struct dllm_plan {
-    dllm_rows rows;     /* travel through the network */
+    dllm_rows rows;     /* a range: they travel through the network */
     dllm_rows changed;  /* of these, input moved before the first layer. Empty: nothing moved; everything moved: rows */
-    int32_t slot_shift; /* row r lives in slot r + slot_shift */
+    dllm_rows inspect;  /* their queries are wanted in the last layer too, for after_layer */
+    int32_t slot_shift; /* row r lives in K/V slot r + slot_shift */
     int32_t n_keys;     /* attention reads slots 0 .. n_keys - 1 */
-    bool store;         /* K and V go to the layer's cache, else to scratch that the next layer overwrites */
-    bool last_whole;    /* the last layer is wanted for all rows, not for the asked ones alone */
+    bool store;         /* K and V go to the layer's cache, else to where they pass and are forgotten */
+    bool full;          /* every row counts as changed in every layer: after_context is not asked */
+    int32_t carry;      /* if this row travels, its final state is remembered for passes that leave it out; -1: none */
 };
 
 /* The row sets of one layer of one sequence. */
 struct dllm_layer_rows {
-    dllm_rows v, k, exact; /* values, keys and queries computed; exact: attention recomputed */
-    dllm_rows out, ffn;    /* output projection and feed-forward */
+    dllm_rows norm;     /* normed before attention: whatever any of the next four names */
+    dllm_rows v, k;     /* values and keys computed */
+    dllm_rows exact;    /* queries and attention computed */
+    dllm_rows delta;    /* queries computed; attention corrected by what the values v moved */
+    dllm_rows out, ffn; /* output projection and feed-forward computed */
+    dllm_rows travel;   /* residual stream goes on, with what was computed now or kept from before */
 };
+
+/* What a layer remembers between passes: one row a row of the sequence, except K and V, which have slots. */
+enum { DLLM_KEEP_CONTEXT = 1, DLLM_KEEP_ATTN = 2, DLLM_KEEP_FFN = 4, DLLM_COMPARE_VALUES = 8 };
 
 typedef struct {
     const char *name, *help;
@@ -27,13 +36,19 @@ typedef struct {
 
 struct dllm_strategy {
     const char *name;
+    unsigned keeps;
     dllm_option options[DLLM_MAX_OPTIONS];
-    /* K/V slots of a layer that outlive a forward; 0: nothing is kept */
-    int32_t (*slots)(const dllm_session *s, const dllm_sequence *q);
+    int (*check)(const dllm_params *p, const dllm_config *c);                  /* may be NULL: refuses what does not fit */
+    int32_t (*slots)(const dllm_session *s, const dllm_sequence *q);           /* K/V slots of a layer that outlive a pass */
     void (*plan)(dllm_session *s, dllm_sequence *q, dllm_plan *p);
+    /* The hooks of a layer, in order. Any may be NULL. */
+    void (*choose)(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r);     /* another start than "everything that changed" */
+    void (*after_values)(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r, const float *similarity);  /* of r->v, new and kept */
+    dllm_rows (*after_context)(dllm_session *s, dllm_sequence *q, dllm_rows rows, const float *similarity); /* rows whose FFN is due */
+    void (*after_layer)(dllm_session *s, dllm_sequence *q, dllm_rows exact, int32_t first_query);
 };
 
-extern const dllm_strategy dllm_strategy_none;
+extern const dllm_strategy dllm_strategy_none, dllm_strategy_dllm_cache, dllm_strategy_sparse_dllm, dllm_strategy_dyllm;
 const dllm_strategy *dllm_strategy_find(const char *name); /* NULL: no such method */
 const dllm_strategy *dllm_strategy_at(int i);              /* NULL past the end */
 #endif

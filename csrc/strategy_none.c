@@ -1,5 +1,5 @@
 /* The uncached model: every row, every step; nothing is kept. */
-#include "strategy.h"
+#include "session.h"
 
 static int32_t slots(const dllm_session *s, const dllm_sequence *q) { return 0; }
 

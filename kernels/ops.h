@@ -28,10 +28,15 @@ typedef struct {
     int32_t q_first, n_q, k_first, n_keys;
 } dllm_span;
 
+/* What of a packed list of changed slots belongs to one span. */
+typedef struct {
+    int32_t first, n;
+} dllm_columns;
+
 /* How tokens are drawn from logits and scored. One per call: what differs between families and flags is data here. */
 typedef struct {
     dllm_score score;
-    bool gumbel;
+    bool gumbel, argmax;
     float temperature, top_p;
     int32_t top_k;
     int32_t banned[2], n_banned;     /* logits set to -inf before anything else */
@@ -74,6 +79,26 @@ struct dllm_ops {
      * h / (heads / kv_heads). q is [*, heads * head_dim] with q row i beside out_rows_i. No keys: 0. spans: in device memory. */
     void (*attend)(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
                    int n_spans, int32_t heads, int32_t kv_heads);
+
+    /* The ΔV form, for rows whose own input stood still: out[out_rows_i] = old[old_rows_i] + sum over the span's columns c of p_c dv_c / sum p
+     * -> T, where p is the softmax over all keys of the span, as above, and column c is key slot changed_c and row c of dv. Spans count
+     * rows of q from 0, columns[span] names a part of changed; out may be old. */
+    void (*attend_delta)(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat old, dllm_rows old_rows, dllm_mat q, dllm_mat k,
+                         dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns, int n_spans, int32_t heads,
+                         int32_t kv_heads);
+
+    /* dst[dst_rows_i] = src[src_rows_i]; one dtype. */
+    void (*copy)(dllm_device *d, dllm_mat dst, dllm_rows dst_rows, dllm_mat src, dllm_rows src_rows);
+
+    /* kept[rows_i] = v[i], and v[i] = v[i] - kept[rows_i] -> T: the old value goes, how far it moved stays. */
+    void (*replace)(dllm_device *d, dllm_mat kept, dllm_rows rows, dllm_mat v);
+
+    /* out[i] = cosine of a[a_rows_i] and b[b_rows_i], squared norms at least floor. */
+    void (*cosine)(dllm_device *d, float *out, dllm_mat a, dllm_rows a_rows, dllm_mat b, dllm_rows b_rows, float floor);
+
+    /* out[j] = mean over heads h and query rows i of q_ih . k_j, k_j of head h's group: unscaled, unnormalised. */
+    void (*importance)(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows, dllm_mat k, dllm_rows k_rows, int32_t heads,
+                       int32_t kv_heads);
 
     /* out = (silu(gate) -> T) * up -> T, for the first n rows. out may be gate. */
     void (*swiglu)(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n);

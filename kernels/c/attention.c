@@ -19,7 +19,8 @@ static double score(const one_head *a, int32_t key)
     return sum / sqrt(a->head_dim);
 }
 
-static void attend_head(const one_head *a, float *p)
+/* Weights of all keys, rounded; returns their sum before rounding. */
+static double weigh(const one_head *a, float *p)
 {
     float highest = -INFINITY;
     for (int32_t j = 0; j < a->n_keys; j++) {
@@ -32,6 +33,12 @@ static void attend_head(const one_head *a, float *p)
         total += (double)e;
         p[j] = dllm_round(e, a->dtype);
     }
+    return total;
+}
+
+static void attend_head(const one_head *a, float *p)
+{
+    const double total = weigh(a, p);
     for (int32_t c = 0; c < a->head_dim; c++) {
         double sum = 0;
         for (int32_t j = 0; j < a->n_keys; j++) sum += (double)p[j] * (double)dllm_get(a->v + (size_t)j * a->v_stride, a->dtype, c);
@@ -39,27 +46,63 @@ static void attend_head(const one_head *a, float *p)
     }
 }
 
+/* Head h of query row i of a span; values start at row v_first of v. */
+static one_head head_of(dllm_mat out, int32_t out_row, dllm_mat q, int32_t i, dllm_mat k, dllm_mat v, int64_t v_first, const dllm_span *span,
+                        int32_t h, int32_t heads, int32_t kv_heads)
+{
+    const int32_t head_dim = (int32_t)(q.cols / heads);
+    const size_t size = dllm_dtype_size(q.dtype), head_bytes = (size_t)head_dim * size, kv = (size_t)(h / (heads / kv_heads)) * head_bytes;
+    return (one_head){
+        .q = (char *)dllm_at(q, i) + (size_t)h * head_bytes,
+        .k = (char *)dllm_at(k, span->k_first) + kv,
+        .v = (char *)dllm_at(v, v_first) + kv,
+        .out = (char *)dllm_at(out, out_row) + (size_t)h * head_bytes,
+        .k_stride = (size_t)k.stride * size,
+        .v_stride = (size_t)v.stride * size,
+        .dtype = q.dtype,
+        .head_dim = head_dim,
+        .n_keys = span->n_keys,
+    };
+}
+
 void dllm_attend_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
                    int n_spans, int32_t heads, int32_t kv_heads)
 {
-    const int32_t head_dim = (int32_t)(q.cols / heads);
-    const size_t size = dllm_dtype_size(q.dtype), head_bytes = (size_t)head_dim * size;
     for (int s = 0; s < n_spans; s++) {
         for (int32_t i = spans[s].q_first; i < spans[s].q_first + spans[s].n_q; i++) {
             for (int32_t h = 0; h < heads; h++) {
-                const size_t kv = (size_t)(h / (heads / kv_heads)) * head_bytes;
-                const one_head a = {
-                    .q = (char *)dllm_at(q, i) + (size_t)h * head_bytes,
-                    .k = (char *)dllm_at(k, spans[s].k_first) + kv,
-                    .v = (char *)dllm_at(v, spans[s].k_first) + kv,
-                    .out = (char *)dllm_at(out, dllm_row(out_rows, i)) + (size_t)h * head_bytes,
-                    .k_stride = (size_t)k.stride * size,
-                    .v_stride = (size_t)v.stride * size,
-                    .dtype = q.dtype,
-                    .head_dim = head_dim,
-                    .n_keys = spans[s].n_keys,
-                };
+                const one_head a = head_of(out, dllm_row(out_rows, i), q, i, k, v, spans[s].k_first, &spans[s], h, heads, kv_heads);
                 attend_head(&a, d->scratch);
+            }
+        }
+    }
+}
+
+/* What the values of the changed columns moved, weighed as attention weighs them, on top of the old context. */
+static void correct_head(const one_head *a, const char *old, const dllm_rows *changed, int32_t k_first, dllm_columns columns, float *p)
+{
+    const double total = weigh(a, p);
+    for (int32_t c = 0; c < a->head_dim; c++) {
+        double sum = 0;
+        for (int32_t j = 0; j < columns.n; j++) {
+            const int32_t key = dllm_row(*changed, columns.first + j) - k_first;
+            sum += (double)p[key] * (double)dllm_get(a->v + (size_t)j * a->v_stride, a->dtype, c);
+        }
+        dllm_put(a->out, a->dtype, c, dllm_get(old, a->dtype, c) + (float)(sum / total));
+    }
+}
+
+void dllm_attend_delta_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat old, dllm_rows old_rows, dllm_mat q, dllm_mat k,
+                         dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns, int n_spans, int32_t heads,
+                         int32_t kv_heads)
+{
+    const size_t head_bytes = (size_t)(q.cols / heads) * dllm_dtype_size(q.dtype);
+    for (int s = 0; s < n_spans; s++) {
+        for (int32_t i = spans[s].q_first; i < spans[s].q_first + spans[s].n_q; i++) {
+            for (int32_t h = 0; h < heads; h++) {
+                const one_head a = head_of(out, dllm_row(out_rows, i), q, i, k, dv, columns[s].first, &spans[s], h, heads, kv_heads);
+                const char *before = (char *)dllm_at(old, dllm_row(old_rows, i)) + (size_t)h * head_bytes;
+                correct_head(&a, before, &changed, spans[s].k_first, columns[s], d->scratch);
             }
         }
     }

@@ -133,7 +133,7 @@ static int32_t draw(float *z, int64_t n, const dllm_sampling *how, const dllm_ke
     }
     if (how->top_p < 1 || (how->top_k > 0 && how->top_k < n)) filter(z, n, how, heap);
     const int32_t best = argmax(z, n);
-    return how->temperature > 0 ? draw_categorical(z, n, z[best], key, noise) : best;
+    return how->temperature > 0 && !how->argmax ? draw_categorical(z, n, z[best], key, noise) : best;
 }
 
 static float score_row(const float *z, int64_t n, const dllm_sampling *how, const dllm_key *key, float prob, float highest, double total)

@@ -106,6 +106,54 @@ static void check_guidance_and_threshold(const opened *o, const char *where)
     expect(generate(o, &p, 3, out) > 0, "factor decoding ends", where);
 }
 
+/* Every method: a row of a batch equals the row alone; and the settings that must equal the uncached model do, bit for bit. */
+static void check_methods(const opened *o, const char *where)
+{
+    for (int i = 1; dllm_strategy_name(i); i++) {
+        char named[600];
+        snprintf(named, sizeof named, "%s, %s", where, dllm_strategy_name(i));
+        dllm_params p = params_of(o, 0);
+        p.steps = ANSWER; /* enough steps a block for every method to reach its cached phase */
+        dllm_params_use(&p, dllm_strategy_name(i));
+        int32_t together[3][MOST], alone[3][MOST];
+        expect(generate(o, &p, 7, together) > 0, "a batch runs to its end", named);
+        for (int b = 0; b < 3; b++) {
+            const int64_t n = generate(o, &p, 1 << b, alone);
+            expect(n > 0 && memcmp(alone[0], together[b], (size_t)n * sizeof(int32_t)) == 0, "a row of a batch equals the row alone", named);
+        }
+        p.cfg_scale = 0.7f;
+        p.cfg_interval = 3;
+        expect(generate(o, &p, 7, together) > 0, "guidance runs", named);
+        p.cfg_scale = 0;
+        p.threshold = 0.2f;
+        expect(generate(o, &p, 7, together) > 0, "threshold decoding ends", named);
+    }
+}
+
+static void check_degenerate(const opened *o, const char *where, const char *method, const char *const options[], const double values[], int n)
+{
+    dllm_params p = params_of(o, 0);
+    p.steps = ANSWER;
+    int32_t uncached[3][MOST], cached[3][MOST];
+    expect(generate(o, &p, 7, uncached) > 0, "uncached runs", where);
+    dllm_params_use(&p, method);
+    for (int i = 0; i < n; i++) expect(dllm_params_set(&p, options[i], values[i]) == 0, options[i], where);
+    expect(generate(o, &p, 7, cached) > 0, "degenerate cache runs", where);
+    expect(memcmp(uncached[0], cached[0], (3 + ANSWER) * sizeof(int32_t)) == 0 && memcmp(uncached[1], cached[1], (8 + ANSWER) * sizeof(int32_t)) == 0 &&
+               memcmp(uncached[2], cached[2], (5 + ANSWER) * sizeof(int32_t)) == 0,
+           "a degenerate setting equals the uncached run", method);
+}
+
+static void check_degenerates(const opened *o, const char *where)
+{
+    const char *const cache[] = { "prompt_interval_steps", "gen_interval_steps", "transfer_ratio" };
+    check_degenerate(o, where, "dllm-cache", cache, (const double[]){ 1, 1, 0 }, 3);
+    check_degenerate(o, where, "dllm-cache", cache, (const double[]){ 1, 7, 1 }, 3);
+    check_degenerate(o, where, "dyllm", (const char *const[]){ "full_steps" }, (const double[]){ 1000 }, 1);
+    check_degenerate(o, where, "dyllm", (const char *const[]){ "tau", "whole_interval", "seed_all", "full_steps" },
+                     (const double[]){ INFINITY, 1, 1, 1 }, 4);
+}
+
 static void check_refusals(const opened *o, const char *where)
 {
     const int32_t ids[] = { 1, 2, 3 }, bad[] = { 1, 1 << 29 };
@@ -159,6 +207,8 @@ static void check_folder(const char *folder)
             check_rows_alone(&o, where, 0);
             check_rows_alone(&o, where, 0.8f);
             check_guidance_and_threshold(&o, where);
+            check_methods(&o, where);
+            check_degenerates(&o, where);
             check_refusals(&o, where);
             check_order_of_calls(&o, where);
         }

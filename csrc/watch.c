@@ -1,0 +1,42 @@
+/* watch.c: what a caching method did in the latest step, per branch, layer and sequence, for whoever asked to see it. */
+#include <math.h>
+#include <string.h>
+
+#include "session.h"
+
+static int64_t layer_at(const dllm_session *s) { return (int64_t)s->branch * s->model->config.layers + s->layer; }
+
+void dllm_watch_clear(dllm_session *s)
+{
+    if (!s->chosen) return;
+    const int64_t layers = (int64_t)s->branches * s->model->config.layers;
+    memset(s->mode, -1, (size_t)(layers * s->n_sequences));
+    memset(s->chosen, 0, (size_t)(layers * s->rows));
+    for (int64_t i = 0; i < layers * s->rows; i++) s->seen[i] = NAN;
+}
+
+void dllm_watch_mode(dllm_session *s, const dllm_sequence *q, int mode)
+{
+    if (s->chosen) s->mode[layer_at(s) * s->n_sequences + q->index] = (int8_t)mode;
+}
+
+void dllm_watch_chosen(dllm_session *s, const dllm_sequence *q, dllm_rows chosen)
+{
+    if (!s->chosen) return;
+    for (int32_t i = 0; i < chosen.n; i++) s->chosen[layer_at(s) * s->rows + q->first + dllm_row(chosen, i)] = 1;
+}
+
+void dllm_watch_seen(dllm_session *s, const dllm_sequence *q, dllm_rows rows, const float *values)
+{
+    if (!s->chosen) return;
+    for (int32_t i = 0; i < rows.n; i++) s->seen[layer_at(s) * s->rows + q->first + dllm_row(rows, i)] = values[i];
+}
+
+int dllm_session_watched(const dllm_session *s, const int8_t **mode, const uint8_t **chosen, const float **seen)
+{
+    FAIL_IF(!s->chosen, DLLM_E_VALUE, "nobody asked to watch this session: set params.watch");
+    *mode = s->mode;
+    *chosen = s->chosen;
+    *seen = s->seen;
+    return s->branches * s->model->config.layers;
+}

@@ -102,7 +102,9 @@ int dllm_predict(dllm_mat logits, const dllm_params *p, const void *noise, int32
     const dllm_config shape = { .vocab = (int32_t)logits.cols };
     FAIL_IF(logits.dtype != DLLM_F32, DLLM_E_TYPE, "logits in %s: float32 expected", dllm_dtype_name(logits.dtype));
     FAIL_IF(logits.cols < 1, DLLM_E_VALUE, "logits of %lld columns", (long long)logits.cols);
-    TRY(check_ids(p, &shape));
+    dllm_params alone = *p;
+    alone.answer_len = 0; /* no session, so no masks to name */
+    TRY(check_ids(&alone, &shape));
     dllm_device d = { .ops = op, .threads = 1 };
     const dllm_sampling how = dllm_sampling_of(p);
     d.scratch = op->alloc(&d, op->scratch(&d, &shape, DLLM_F32, 1, 1));

@@ -15,7 +15,7 @@ typedef struct {
 /* ---- recorded random numbers: the core asks, Python answers, with the GIL taken back for as long ------------------------------------- */
 static PyObject *call_source(PyObject *source, dllm_draw kind, PyObject *shape)
 {
-    if (kind == DLLM_DRAW_EXPONENTIAL) return PyObject_CallMethod(source, "exponential", "O", shape);
+    if (kind == DLLM_DRAW_EXPONENTIAL) return PyObject_CallMethod(source, "exponential", "(O)", shape);
     return PyObject_CallMethod(source, "uniform", "Os", shape, kind == DLLM_DRAW_TOKEN_UNIFORM ? "float64" : "float32");
 }
 

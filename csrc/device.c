@@ -25,7 +25,7 @@ static int find_beside_this_library(char *out, size_t bytes)
     const char *slash = dladdr((void *)&lock, &here) && here.dli_fname ? strrchr(here.dli_fname, '/') : NULL;
     const int folder = slash ? (int)(slash - here.dli_fname) : 0;
     const int n = snprintf(out, bytes, "%.*s/libdllm_cuda.so", slash ? folder : 1, slash ? here.dli_fname : ".");
-    FAIL_IF(n < 0 || (size_t)n >= bytes, DLLM_E_DEVICE, "cuda: the path of the plug-in is longer than %zu bytes", bytes);
+    FAIL_IF(n < 0 || (size_t)n >= bytes, DLLM_E_DEVICE, "the path of the CUDA plug-in is longer than %zu bytes", bytes);
     return 0;
 }
 
@@ -36,10 +36,10 @@ static int open_plugin(const char *path)
         TRY(find_beside_this_library(beside, sizeof beside));
         path = beside;
     }
-    FAIL_IF(access(path, F_OK) < 0, DLLM_E_DEVICE,
-            "cuda: this installation has no CUDA plug-in: %s is not there (built without nvcc?)", path);
+    FAIL_IF(access(path, F_OK) < 0, DLLM_E_DEVICE, "this installation has no CUDA plug-in: %s is not there (built without nvcc?)",
+            path);
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    FAIL_IF(!library, DLLM_E_DEVICE, "cuda: the plug-in does not load: %s", dlerror());
+    FAIL_IF(!library, DLLM_E_DEVICE, "the CUDA plug-in does not load: %s", dlerror());
     void *symbol = dlsym(library, DLLM_CUDA_GET);
     dllm_cuda_getter *get;
     memcpy(&get, &symbol, sizeof get); /* ISO C has no cast from void * to a function */
@@ -48,10 +48,10 @@ static int open_plugin(const char *path)
         plugin = found;
         return 0;
     }
-    if (!found) dllm_fail(DLLM_E_DEVICE, "cuda: %s is not a CUDA plug-in of dllm_fast", path);
+    if (!found) dllm_fail(DLLM_E_DEVICE, "%s is not a CUDA plug-in of dllm_fast", path);
     else
-        dllm_fail(DLLM_E_DEVICE, "cuda: %s is of another version: its table is number %d, this library reads %d", path, found->abi,
-                  DLLM_CUDA_ABI);
+        dllm_fail(DLLM_E_DEVICE, "%s is a CUDA plug-in of another version: its table is number %d, this library reads %d", path,
+                  found->abi, DLLM_CUDA_ABI);
     dlclose(library);
     return DLLM_E_DEVICE;
 }
@@ -64,7 +64,7 @@ int dllm_cuda_load(const char *path)
     pthread_mutex_unlock(&lock);
     TRY(status);
     const int n = cuda->device_count();
-    FAIL_IF(n <= 0, DLLM_E_DEVICE, "cuda: %s", cuda->last_error());
+    FAIL_IF(n <= 0, DLLM_E_DEVICE, "%s", cuda->last_error());
     return n;
 }
 

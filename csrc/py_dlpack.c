@@ -12,11 +12,11 @@ static const struct {
     uint8_t code, bits;
     int numpy;
 } kinds[] = {
-    {DLPACK_FLOAT, 32, NPY_FLOAT32}, {DLPACK_FLOAT, 16, NPY_FLOAT16}, {DLPACK_FLOAT, 64, NPY_FLOAT64},
-    {DLPACK_BFLOAT, 16, NPY_UINT16}, {DLPACK_INT, 8, NPY_INT8},       {DLPACK_INT, 16, NPY_INT16},
-    {DLPACK_INT, 32, NPY_INT32},     {DLPACK_INT, 64, NPY_INT64},     {DLPACK_UINT, 8, NPY_UINT8},
-    {DLPACK_UINT, 16, NPY_UINT16},   {DLPACK_UINT, 32, NPY_UINT32},   {DLPACK_UINT, 64, NPY_UINT64},
-    {DLPACK_BOOL, 8, NPY_BOOL},
+    { DLPACK_FLOAT, 32, NPY_FLOAT32 }, { DLPACK_FLOAT, 16, NPY_FLOAT16 }, { DLPACK_FLOAT, 64, NPY_FLOAT64 },
+    { DLPACK_BFLOAT, 16, NPY_UINT16 }, { DLPACK_INT, 8, NPY_INT8 },       { DLPACK_INT, 16, NPY_INT16 },
+    { DLPACK_INT, 32, NPY_INT32 },     { DLPACK_INT, 64, NPY_INT64 },     { DLPACK_UINT, 8, NPY_UINT8 },
+    { DLPACK_UINT, 16, NPY_UINT16 },   { DLPACK_UINT, 32, NPY_UINT32 },   { DLPACK_UINT, 64, NPY_UINT64 },
+    { DLPACK_BOOL, 8, NPY_BOOL },
 };
 
 static int numpy_kind(int code, int bits) /* -1: NumPy has none */
@@ -31,7 +31,7 @@ static int numpy_kind(int code, int bits) /* -1: NumPy has none */
 
 static int refuse_kind(dlpack_dtype t, const char *what)
 {
-    static const char *const names[] = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};
+    static const char *const names[] = { "int", "uint", "float", "handle", "bfloat", "complex", "bool" };
     if (t.code < sizeof names / sizeof *names && t.lanes == 1)
         PyErr_Format(PyExc_TypeError, "%s%s%s has dtype %s%d, which is not supported here", NAMED(what), names[t.code], t.bits);
     else
@@ -50,14 +50,14 @@ static bool is_bfloat16(PyArrayObject *array)
 dlpack_dtype dllm_py_dtype_of(PyObject *o)
 {
     PyArrayObject *array = (PyArrayObject *)o;
-    const dlpack_dtype bfloat16 = {DLPACK_BFLOAT, 16, 1}, none = {255, 0, 1};
+    const dlpack_dtype bfloat16 = { DLPACK_BFLOAT, 16, 1 }, none = { 255, 0, 1 };
     if (is_bfloat16(array)) return bfloat16;
     const char kind = PyArray_DESCR(array)->kind;
     const char *found = strchr("iufcb", kind);
     if (!kind || !found) return none;
-    static const uint8_t codes[] = {DLPACK_INT, DLPACK_UINT, DLPACK_FLOAT, DLPACK_COMPLEX, DLPACK_BOOL};
+    static const uint8_t codes[] = { DLPACK_INT, DLPACK_UINT, DLPACK_FLOAT, DLPACK_COMPLEX, DLPACK_BOOL };
     const npy_intp bits = PyArray_ITEMSIZE(array) * 8;
-    return (dlpack_dtype){codes[found - "iufcb"], (uint8_t)(bits < 255 ? bits : 0), 1};
+    return (dlpack_dtype){ codes[found - "iufcb"], (uint8_t)(bits < 255 ? bits : 0), 1 };
 }
 
 /* ---- into a dllm_py_tensor ------------------------------------------------------------------------------------------------- */
@@ -80,7 +80,11 @@ void dllm_py_tensor_release(dllm_py_tensor *t)
     void (*release)(void *) = t->release;
     t->release = NULL;
     t->data = NULL;
-    if (release) release(t->owner);
+    if (!release) return;
+    PyObject *type, *value, *trace; /* a deleter may run Python code, which wants no exception to be pending */
+    PyErr_Fetch(&type, &value, &trace);
+    release(t->owner);
+    PyErr_Restore(type, value, trace);
 }
 
 static int check_device(dlpack_device device, const char *what)
@@ -139,7 +143,7 @@ int dllm_py_describe(PyObject *o, dlpack_tensor *t, int64_t *shape, int64_t *str
 {
     PyArrayObject *array = (PyArrayObject *)o;
     const npy_intp itemsize = PyArray_ITEMSIZE(array);
-    *t = (dlpack_tensor){PyArray_DATA(array), {DLPACK_CPU, 0}, PyArray_NDIM(array), dllm_py_dtype_of(o), shape, strides, 0};
+    *t = (dlpack_tensor){ PyArray_DATA(array), { DLPACK_CPU, 0 }, PyArray_NDIM(array), dllm_py_dtype_of(o), shape, strides, 0 };
     if (numpy_kind(t->dtype.code, t->dtype.bits) < 0) {
         PyErr_Format(PyExc_TypeError, "%s%s%s has dtype %S, which is not supported here", NAMED(what), PyArray_DESCR(array));
         return -1;
@@ -261,8 +265,8 @@ static int take_dlpack(PyObject *o, const char *what, dllm_py_tensor *out)
  * about tensors on the meta device is long. */
 static int check_usable(PyObject *o, const char *what)
 {
-    static const char *const attributes[] = {"requires_grad", "is_meta"};
-    static const char *const words[] = {"requires grad; pass its .detach()", "is on the meta device and has no data"};
+    static const char *const attributes[] = { "requires_grad", "is_meta" };
+    static const char *const words[] = { "requires grad; pass its .detach()", "is on the meta device and has no data" };
     for (int i = 0; i < 2; i++) {
         PyObject *value;
         const int found = dllm_py_find_attribute(o, attributes[i], &value);
@@ -280,7 +284,7 @@ static int check_usable(PyObject *o, const char *what)
 /* Like take_dlpack, for arrays too. */
 static int take_any(PyObject *o, const char *what, dllm_py_tensor *out)
 {
-    *out = (dllm_py_tensor){0};
+    *out = (dllm_py_tensor){ 0 };
     if (PyArray_Check(o)) return take_array(o, what, out) < 0 ? -1 : 1;
     if (check_usable(o, what) < 0) return -1;
     const int taken = take_dlpack(o, what, out);
@@ -364,9 +368,9 @@ static PyObject *to_numpy(PyObject *module, PyObject *o)
 }
 
 PyMethodDef dllm_py_dlpack_methods[] = {
-    {"to_numpy", to_numpy, METH_O,
-     "to_numpy(obj)\n--\n\nAny DLPack tensor, NumPy array, or nested list of numbers as an array; shares memory where it can."},
-    {"from_numpy", (PyCFunction)(void (*)(void))dllm_py_from_numpy, METH_VARARGS | METH_KEYWORDS,
-     "from_numpy(array, like, dtype=None)\n--\n\nThe array as a tensor of like's framework, on the CPU, sharing memory."},
-    {NULL},
+    { "to_numpy", to_numpy, METH_O,
+      "to_numpy(obj)\n--\n\nAny DLPack tensor, NumPy array, or nested list of numbers as an array; shares memory where it can." },
+    { "from_numpy", (PyCFunction)(void (*)(void))dllm_py_from_numpy, METH_VARARGS | METH_KEYWORDS,
+      "from_numpy(array, like, dtype=None)\n--\n\nThe array as a tensor of like's framework, on the CPU, sharing memory." },
+    { NULL },
 };

@@ -41,14 +41,15 @@ static parcel *pack(PyObject *array, dlpack_dtype as)
     }
     t.dtype = as;
     p->array = Py_NewRef(array);
-    p->managed = (dlpack_managed){t, p, drop_managed};
-    p->versioned = (dlpack_versioned){{DLPACK_MAJOR, DLPACK_MINOR}, p, drop_versioned, 0, t};
+    p->managed = (dlpack_managed){ t, p, drop_managed };
+    p->versioned = (dlpack_versioned){ { DLPACK_MAJOR, DLPACK_MINOR }, p, drop_versioned, 0, t };
     return p;
 }
 
 /* What a framework's own from_dlpack() reads, for those without the exchange API. */
 typedef struct {
-    PyObject_HEAD PyObject *array;
+    PyObject_HEAD
+    PyObject *array;
     dlpack_dtype as;
 } export_object;
 
@@ -61,7 +62,7 @@ static void drop_capsule(PyObject *capsule)
 
 static PyObject *export_dlpack(PyObject *self, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"stream", "max_version", "dl_device", "copy", NULL};
+    static char *names[] = { "stream", "max_version", "dl_device", "copy", NULL };
     PyObject *stream = NULL, *max_version = Py_None, *device = NULL, *copy = NULL;
     unsigned major = 0, minor = 0;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "|$OOOO:__dlpack__", names, &stream, &max_version, &device, &copy))
@@ -87,11 +88,11 @@ static void export_free(PyObject *self)
 }
 
 static PyMethodDef export_methods[] = {
-    {"__dlpack__", (PyCFunction)(void (*)(void))export_dlpack, METH_VARARGS | METH_KEYWORDS, NULL},
-    {"__dlpack_device__", export_device, METH_NOARGS, NULL},
-    {NULL},
+    { "__dlpack__", (PyCFunction)(void (*)(void))export_dlpack, METH_VARARGS | METH_KEYWORDS, NULL },
+    { "__dlpack_device__", export_device, METH_NOARGS, NULL },
+    { NULL },
 };
-static PyType_Slot export_slots[] = {{Py_tp_dealloc, export_free}, {Py_tp_methods, export_methods}, {0, NULL}};
+static PyType_Slot export_slots[] = { { Py_tp_dealloc, export_free }, { Py_tp_methods, export_methods }, { 0, NULL } };
 static PyType_Spec export_spec = {
     .name = "dllm_fast._core._Export",
     .basicsize = sizeof(export_object),
@@ -156,8 +157,8 @@ static PyObject *exportable(PyObject *o)
 /* What the array holds if `name` is to be believed. */
 static int parse_kind(PyObject *array, const char *name, dlpack_dtype *as)
 {
-    static const char *const names[] = {"float32", "float16", "bfloat16"};
-    static const dlpack_dtype named[] = {{DLPACK_FLOAT, 32, 1}, {DLPACK_FLOAT, 16, 1}, {DLPACK_BFLOAT, 16, 1}};
+    static const char *const names[] = { "float32", "float16", "bfloat16" };
+    static const dlpack_dtype named[] = { { DLPACK_FLOAT, 32, 1 }, { DLPACK_FLOAT, 16, 1 }, { DLPACK_BFLOAT, 16, 1 } };
     const dlpack_dtype own = dllm_py_dtype_of(array);
     *as = own;
     if (!name) return 0;
@@ -186,7 +187,7 @@ static PyObject *export_array(PyObject *module, PyObject *array, PyObject *like,
 
 PyObject *dllm_py_from_numpy(PyObject *module, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"array", "like", "dtype", NULL};
+    static char *names[] = { "array", "like", "dtype", NULL };
     PyObject *given, *like, *method;
     const char *dtype = NULL;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O|z:from_numpy", names, &PyArray_Type, &given, &like, &dtype)) return NULL;

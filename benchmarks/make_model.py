@@ -86,7 +86,7 @@ def make(folder: str | pathlib.Path, family: str = "llada", layers: int = 4, see
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + 2 * math.prod(shape)]}
         at += 2 * math.prod(shape)
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 64 + 56)  # data starts at a multiple of 64
+    text += b" " * ((56 - len(text)) % 64)  # data starts at a multiple of 64
     rng = np.random.Generator(np.random.SFC64(seed))
     with open(folder / "model.safetensors", "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)

@@ -12,15 +12,16 @@ from torch_llada import TorchLLaDA
 
 DREAM_NAMES = {
     "embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head", "layer": "model.layers.{}.",
-    "attn_norm": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
+    "attn_norm": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
 }  # fmt: skip
 
 
 class TorchDream(TorchLLaDA):
     """A Dream checkpoint."""
 
-    names, rope_in_float32, shift = DREAM_NAMES, False, True
+    names = DREAM_NAMES
 
     @staticmethod
     def sizes(c: dict[str, Any]) -> tuple[int, int, int, int]:
@@ -36,7 +37,7 @@ def negative_entropy(p: torch.Tensor) -> torch.Tensor:
 
 
 def predict_all(model: TorchDream, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x0, confidence) of the masked positions, as the official loop has them: logits of every position, shifted, then the masks'."""
+    """(x0, confidence) of the masks as the official loop has them: logits of every position, shifted, then those of the masks."""
     z = shifted(model.logits(model.hidden(x)))[x == model.mask_id]
     p = F.softmax(z, -1)
     return p.max(-1).indices, negative_entropy(p)

@@ -2,7 +2,7 @@
 
     model = TorchLLaDA("LLaDA-8B-Instruct"); ids = generate(model, prompt, steps=128, gen_length=128, block_length=32)
 
-Uncached, greedy, no guidance. Linear layers are F.linear and attention is F.scaled_dot_product_attention, both in the weights' dtype.
+Uncached, greedy, no guidance. Linear layers are F.linear, attention is F.scaled_dot_product_attention, in the weights' dtype.
 """
 
 import json
@@ -39,18 +39,15 @@ def read_folder(folder: str | pathlib.Path, dtype: torch.dtype | None) -> tuple[
 class TorchLLaDA:
     """A LLaDA checkpoint; the class below it in torch_dream.py is the same network with Dream's names and roundings."""
 
-    names, rope_in_float32, shift = LLADA_NAMES, True, False
+    names = LLADA_NAMES
 
     def __init__(self, folder: str | pathlib.Path, dtype: torch.dtype | None = None) -> None:
         c, self.w = read_folder(folder, dtype)
         self.config = c
         self.dim, self.layers, self.heads, self.kv_heads = self.sizes(c)
-        self.head_dim, self.eps, self.theta, self.mask_id = (
-            self.dim // self.heads,
-            c["rms_norm_eps"],
-            c["rope_theta"],
-            c["mask_token_id"],
-        )
+        self.head_dim, self.eps, self.theta = self.dim // self.heads, c["rms_norm_eps"], c["rope_theta"]
+        self.rope_in_float32 = c["model_type"] == "llada" and c.get("rope_full_precision", True)
+        self.mask_id = c["mask_token_id"]
         tied = c.get("weight_tying", c.get("tie_word_embeddings", False))
         self.head = self.w[self.names["embed" if tied else "head"] + ".weight"]
 

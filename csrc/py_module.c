@@ -2,6 +2,8 @@
 #define DLLM_PY_ARRAY_OWNER
 #include "py_module.h"
 
+#include <string.h>
+
 #include "../kernels/ops.h"
 #include "session.h"
 
@@ -18,7 +20,11 @@ PyObject *dllm_py_raise(PyObject *module, int status)
         [-DLLM_E_DEVICE] = state->device_error,
         [-DLLM_E_CALLBACK] = PyExc_RuntimeError,
     };
-    if (!PyErr_Occurred()) PyErr_SetString(kinds[-status], dllm_last_error()); /* a callback's own exception goes first */
+    if (PyErr_Occurred()) return NULL; /* a callback's own exception goes first */
+    const char *message = dllm_last_error(); /* may name a path that is no UTF-8 */
+    PyObject *text = PyUnicode_DecodeUTF8(message, (Py_ssize_t)strlen(message), "replace");
+    if (text) PyErr_SetObject(kinds[-status], text);
+    Py_XDECREF(text);
     return NULL;
 }
 

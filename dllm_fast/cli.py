@@ -9,7 +9,7 @@ import numpy as np
 
 from . import __version__, _core, cuda, live, tokenizer
 from .generate import generate
-from .model import Model, load
+from .model import Model, folder_of, load
 
 DEMO = os.path.join(os.path.dirname(__file__), "data", "demo")
 SHAPE = ("layers", "dim", "heads", "kv_heads", "head_dim", "ffn_dim", "vocab", "max_len")
@@ -125,7 +125,7 @@ def _generate(args: argparse.Namespace) -> int:
     if len(args.words) > 2:
         raise ValueError(f"expected [MODEL] PROMPT, got {len(args.words)} words: quote the prompt")
     *path, prompt = args.words
-    folder = path[0] if path else DEMO
+    folder = folder_of(path[0] if path else DEMO)
     if not path:
         print("dllm-fast: no MODEL given: this is the demo, a tiny model with random weights; expect noise", file=sys.stderr)
     model = load(folder, dtype=args.dtype, device=args.device, threads=args.threads)

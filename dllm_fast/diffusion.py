@@ -85,8 +85,10 @@ def merge(generation_config: Any, options: Mapping[str, Any], defaults: Mapping[
     else:
         given = {k: getattr(generation_config, k) for k in DEFAULTS if hasattr(generation_config, k)}
     merged = dict(defaults) | given | dict(options)
-    settled = {k: DEFAULTS[k] for k in _NOT_NONE if merged[k] is None}
-    return merged | settled | {"max_length_given": options.get("max_length") is not None}
+    merged |= {k: DEFAULTS[k] for k in _NOT_NONE if merged[k] is None}
+    if options.get("max_length") is None and merged["max_length"] == DEFAULTS["max_length"]:
+        merged["max_length"] = None  # nobody's wish
+    return merged
 
 
 def run_options(model: Model, ids: Any, attention_mask: Any, o: Mapping[str, Any]) -> Any:
@@ -158,10 +160,9 @@ def _answer_length(model: Model, prompt: Batch, o: Mapping[str, Any]) -> int:
             raise ValueError(f"max_new_tokens must be at least 1, not {o['max_new_tokens']}")
         return int(o["max_new_tokens"])
     longest = max(prompt.widths)
-    if not o["max_length_given"] and o["max_length"] == DEFAULTS["max_length"]:
-        total = min(longest + o["max_length"], model.config["max_len"] or sys.maxsize)
-    else:
-        total = o["max_length"]
+    total = o["max_length"]
+    if total is None:
+        total = min(longest + DEFAULTS["max_length"], model.config["max_len"] or sys.maxsize)
     if total <= longest:
         raise ValueError(f"max_length {total} leaves no room for an answer: the prompt has {longest} tokens")
     return int(total - longest)

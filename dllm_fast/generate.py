@@ -96,7 +96,7 @@ def _run(
     for name, value in (("temperature", temperature), ("cfg_scale", cfg_scale)):
         if not value >= 0:
             raise ValueError(f"{name} must be 0 or more, not {value}")
-    params = {
+    params: dict[str, Any] = {
         "answer_len": gen_length,
         "block_len": block_length,
         "steps": steps,

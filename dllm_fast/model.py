@@ -18,11 +18,12 @@ def load(path_or_hub_id: str | os.PathLike[str], dtype: str = "auto", device: st
     threads: None for as many as this process may use.
     """
     device = cuda.resolve(device)
-    folder = _folder(os.fspath(path_or_hub_id))
-    return Model(_core.Model.from_folder(folder, dtype=dtype, device=device, threads=threads or 0))
+    return Model(_core.Model.from_folder(folder_of(path_or_hub_id), dtype=dtype, device=device, threads=threads or 0))
 
 
-def _folder(name: str) -> str:
+def folder_of(path_or_hub_id: str | os.PathLike[str]) -> str:
+    """The folder itself, or the folder that a hub id is downloaded to."""
+    name = os.fspath(path_or_hub_id)
     if os.path.isdir(name):
         return name
     if os.path.isabs(name) or name.startswith(".") or name.count("/") != 1:

@@ -1,6 +1,6 @@
 """Replays recorded runs of the original implementations through dllm_fast and compares every step.
 
-    python tests/golden.py --cases DIR [--models DIR] [-k PATTERN] [-v]
+    python tests/golden.py --cases DIR [--models DIR] [--device cpu] [-k PATTERN] [-v]
 
 DIR holds a manifest, or folders that do. Models are looked up beside the cases, then under --models. Prints one line a failing
 case and closes with `N passed, N failed`. Whatever a manifest says that this program does not understand fails the case: a
@@ -34,7 +34,7 @@ def family_of(manifest: Mapping[str, Any], file: str) -> str:
     return "base"
 
 
-def collect(cases: str | pathlib.Path, models: str | pathlib.Path | None = None) -> Iterator[Case]:
+def collect(cases: str | pathlib.Path, models: str | pathlib.Path | None = None, device: str = "cpu") -> Iterator[Case]:
     """Every case of every family at or under `cases`."""
     root = pathlib.Path(cases)
     places = [root] if any((root / m).exists() for m in MANIFESTS) else sorted(p for p in root.glob("*") if p.is_dir())
@@ -44,7 +44,7 @@ def collect(cases: str | pathlib.Path, models: str | pathlib.Path | None = None)
     for file in found:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         family = family_of(manifest, file.name)
-        folder = Folder(file.parent, manifest, pathlib.Path(models) if models else None, family)
+        folder = Folder(file.parent, manifest, pathlib.Path(models) if models else None, family, device)
         yield from importlib.import_module("golden_base" if family == "base" else "golden_methods").collect(folder)
 
 
@@ -52,12 +52,13 @@ def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--cases", required=True, help="a folder with manifest.json, or a folder of such folders")
     p.add_argument("--models", help="where the models are if not beside the cases")
+    p.add_argument("--device", default="cpu", help="cpu, cpu:c (the plain C kernels), cpu:avx2, ..., cuda")
     p.add_argument("-k", default="", metavar="PATTERN", help="run only cases whose family/name matches this regular expression")
     p.add_argument("-v", action="store_true", help="also print passing cases and everything that differs")
     args = p.parse_args(argv)
 
     tally: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for case in collect(args.cases, args.models):
+    for case in collect(args.cases, args.models, args.device):
         if not re.search(args.k, f"{case.family}/{case.name}"):
             continue
         start = time.perf_counter()

@@ -90,6 +90,7 @@ class Folder:
     manifest: Mapping[str, Any]
     models: pathlib.Path | None
     family: str = ""
+    device: str = "cpu"
 
     def model_path(self, name: str) -> str:
         """Beside the cases, or under --models; a folder of the family's own name comes first: names repeat across families."""
@@ -103,8 +104,8 @@ class Folder:
         raise FileNotFoundError(f"no model {name} in {', '.join(str(r) for r in roots)}")
 
     def model(self, name: str, dtype: str = "float32") -> Any:
-        """The model, loaded by dllm_fast; loaded once a path and dtype."""
-        return load(self.model_path(name), dtype)
+        """The model, loaded by dllm_fast; loaded once a path, dtype and device."""
+        return load(self.model_path(name), dtype, self.device)
 
     @functools.cached_property
     def _files(self) -> dict[str, Any]:
@@ -123,7 +124,7 @@ class Folder:
 
 
 @functools.cache
-def load(path: str, dtype: str) -> Any:
+def load(path: str, dtype: str, device: str) -> Any:
     import dllm_fast
 
-    return dllm_fast.load(path, dtype=dtype, device="cpu")
+    return dllm_fast.load(path, dtype=dtype, device=device)

@@ -51,7 +51,7 @@ def round_to(kind: str, x: np.ndarray) -> np.ndarray:
 def predict(logits: np.ndarray, params: Mapping[str, Any], noise: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
     from dllm_fast import _core
 
-    off = {"gumbel": False, "score": "prob", "temperature": 0.0, "top_p": 1.0, "top_k": 0}
+    off = {"gumbel": False, "score": "prob", "temperature": 0.0, "top_p": 1.0, "top_k": 0, "mask_id": 0}
     return _core.predict(np.ascontiguousarray(logits, np.float32), {**off, **params}, noise)
 
 
@@ -149,9 +149,9 @@ PIECES = {"gumbel": gumbel, "filter": kept, "sample": sample, "rope": rope, "tim
 
 
 def smallest(folder: Folder, family: str | None = None) -> Any:
-    names = [(sum(int(np.prod(s)) for s in m["tensors"].values()), n) for n, m in folder.manifest["models"].items()
-             if family in (None, m["family"])]  # fmt: skip
-    return folder.model(min(names)[1])
+    """The smallest of the manifest's models, of a family if one is asked for."""
+    models = [folder.model(name) for name in folder.manifest["models"]]
+    return min((m for m in models if family in (None, m.core.config["family"])), key=lambda m: m.core.nbytes)
 
 
 def revealed(model: Any, masks: int, steps: int, params: Mapping[str, Any]) -> list[int]:

@@ -19,12 +19,12 @@ static int no_device(cudaError_t error)
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
     cudaGetLastError(); /* the error is said here; nobody shall find it again */
-    if (driver == 0) snprintf(why, sizeof why, "no driver: libcuda.so.1 was not found");
+    if (driver == 0) snprintf(why, sizeof why, "no CUDA driver: libcuda.so.1 was not found");
     else if (error == cudaErrorInsufficientDriver)
-        snprintf(why, sizeof why, "the driver is too old: it supports CUDA %d.%d, this build needs %d.%d", driver / 1000,
+        snprintf(why, sizeof why, "the CUDA driver is too old: it supports CUDA %d.%d, this build needs %d.%d", driver / 1000,
                  driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
     else if (error == cudaErrorNoDevice || error == cudaSuccess)
-        snprintf(why, sizeof why, "no device: the driver finds none (or CUDA_VISIBLE_DEVICES hides it)");
+        snprintf(why, sizeof why, "no CUDA device: the driver finds none (or CUDA_VISIBLE_DEVICES hides it)");
     else fail(error);
     return -1;
 }
@@ -49,6 +49,6 @@ static const char *last_error(void) { return why; }
 
 extern "C" __attribute__((visibility("default"))) const dllm_cuda *dllm_cuda_get(void)
 {
-    static const dllm_cuda table = {DLLM_CUDA_ABI, device_count, device_info, last_error};
+    static const dllm_cuda table = { DLLM_CUDA_ABI, device_count, device_info, last_error };
     return &table;
 }

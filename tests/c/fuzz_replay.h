@@ -1,7 +1,8 @@
-/* fuzz_replay.h: what the fuzz targets share, and with -DDLLM_REPLAY a main() that feeds them files, so that any compiler runs the
- * collected inputs as a test:
- *     cc -std=c11 -DDLLM_REPLAY -fsanitize=address,undefined tests/c/fuzz_config.c csrc/{json,config,error}.c && ./a.out tests/c/fuzz_seeds/config
- *     clang -fsanitize=fuzzer,address,undefined tests/c/fuzz_config.c csrc/{json,config,error}.c && ./a.out corpus tests/c/fuzz_seeds/config
+/* fuzz_replay.h: what the fuzz targets share, and with -DDLLM_REPLAY a main() that feeds them files, so that any compiler
+ * runs the collected inputs as a test:
+ *     files="tests/c/fuzz_config.c csrc/json.c csrc/config.c csrc/error.c"
+ *     cc -std=c11 -DDLLM_REPLAY -fsanitize=address,undefined $files -lm && ./a.out tests/c/fuzz_seeds/config
+ *     clang -fsanitize=fuzzer,address,undefined $files -lm && ./a.out corpus tests/c/fuzz_seeds/config
  */
 #ifndef DLLM_FUZZ_REPLAY_H
 #define DLLM_FUZZ_REPLAY_H

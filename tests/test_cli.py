@@ -1,0 +1,180 @@
+"""The command line: what it prints where, and how it fails; the demo model; the tokenizers."""
+
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from conftest import MODELS
+
+import dllm_fast
+from dllm_fast import _core, cli, live, tokenizer
+
+LLADA = str(MODELS / "llada_tiny")
+
+
+def test_info(capsys):
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"dllm_fast {dllm_fast.__version__}\n")
+    assert re.search(rf"^cpu:   {' '.join(_core.cpu_levels())} \(\d+ threads\)$", out, re.M)
+    assert len(re.findall(r"^cuda:  .+$", out, re.M)) == 1 and len(out.splitlines()) == 3
+
+
+def test_info_of_a_model(capsys):
+    assert cli.main(["info", LLADA]) == 0
+    out = capsys.readouterr().out
+    assert "layers 3, dim 64, heads 4" in out and "mask_id 300, eos_id 290" in out
+    assert f"bytes: {dllm_fast.load(LLADA).nbytes:,}\n" in out
+
+
+def test_generate_with_the_demo(capsys):
+    arguments = ["generate", "hello", "--gen-length", "12", "--steps", "6"]
+    assert cli.main(arguments) == 0
+    first = capsys.readouterr()
+    assert len(first.out) == 13 and "random weights" in first.err
+    assert cli.main([*arguments, "--show", "--stats"]) == 0  # without a terminal, --show writes nothing but the last line
+    second = capsys.readouterr()
+    assert second.out == first.out and "12 tokens, 6 forwards" in second.err and "\x1b" not in second.err
+    hot = [*arguments, "--temperature", "1", "--block-length", "6"]
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert cli.main([*hot, "--seed", seed]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_generate_with_numbers(capsys):
+    assert cli.main(["generate", LLADA, "5, 6 7", "--ids", "--gen-length", "4", "--dtype", "float32", "--threads", "1"]) == 0
+    out, err = capsys.readouterr()
+    model = dllm_fast.load(LLADA, dtype="float32")
+    expected = dllm_fast.generate(model, [5, 6, 7], steps=4, gen_length=4, block_length=4)
+    assert [int(w) for w in out.split()] == expected[0, 3:].tolist() and err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["info", "./nowhere"], "no checkpoint folder './nowhere'"),
+        (["generate", LLADA, "hello"], "no tokenizer.json.*--ids"),
+        (["generate", LLADA, "5 x", "--ids"], "'x'"),
+        (["generate", "a", "b", "c"], "quote"),
+        (["generate", "hello", "--gen-length", "10", "--block-length", "4"], "10 is not a multiple of block_length 4"),
+        (["generate", "привет"], "no token"),
+        (["check", "--level", "z80"], "z80"),
+    ],
+)
+def test_errors_are_one_line(arguments, words, capsys):
+    assert cli.main(arguments) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert re.search(words, err[-1]) and err[-1].startswith("dllm-fast: ")
+
+
+def test_check(capsys, monkeypatch):
+    made = {"case": "n=3", "error": 0.5, "tolerance": 2.0, "ok": True, "seconds": 1.0, "seconds_c": 3.0}
+    results = [{"kernel": "norm", **made}, {"kernel": "rope", **made}, {"kernel": "rope", **made, "error": 9.0, "ok": False}]
+    asked = []
+    monkeypatch.setattr(_core, "check", lambda **options: asked.append(options) or results)
+    assert cli.main(["check", "--level", "c", "--seed", "5", "--timing"]) == 1
+    out = capsys.readouterr().out
+    assert asked == [{"level": "c", "kernel": "", "seed": 5, "timing": True}]
+    assert "FAIL n=3: error 9, allowed 2" in out and "3.0 x" in out and out.endswith("2 of 3 cases agree\n")
+    monkeypatch.setattr(_core, "check", lambda **options: results[:2])
+    assert cli.main(["check"]) == 0
+    assert capsys.readouterr().out.count(" norm ") == len(_core.cpu_levels())
+
+
+def test_check_for_real(capsys):
+    assert cli.main(["check", "--level", "c"]) == 0
+    assert re.search(r"^(\d+) of \1 cases agree$", capsys.readouterr().out, re.M)
+
+
+def test_as_a_program():
+    env = {**os.environ, "PYTHONPATH": str(pathlib.Path(dllm_fast.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-m", "dllm_fast", "--version"], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout == f"dllm_fast {dllm_fast.__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "dllm_fast"], capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and "COMMAND" in done.stderr
+
+
+# ---- the demo model --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_is_what_its_maker_writes(tmp_path):
+    path = pathlib.Path(__file__).parents[1] / "benchmarks" / "make_demo.py"
+    spec = importlib.util.spec_from_file_location("make_demo", path)
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    maker.main(tmp_path)
+    for name in ("config.json", "chars.json", "model.safetensors"):
+        assert (tmp_path / name).read_bytes() == pathlib.Path(cli.DEMO, name).read_bytes()
+    assert sum(f.stat().st_size for f in tmp_path.iterdir()) < 300_000
+
+
+# ---- tokenizers ------------------------------------------------------------------------------------------------------------------
+
+
+def test_characters():
+    words = tokenizer.of_folder(cli.DEMO)
+    text = "a b\n~Z"
+    ids = words.encode(text)
+    assert words.decode(ids) == text and "".join(map(words.piece, ids)) == text
+    table = json.loads(pathlib.Path(cli.DEMO, "chars.json").read_text())
+    mask = table["special"]["<mask>"]
+    assert words.decode([mask, ids[0]]) == "a" and words.piece(mask) == "<mask>"
+    with pytest.raises(ValueError, match="'ж'"):
+        words.encode("aж")
+
+
+def test_tokenizer_json(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(FileNotFoundError, match="pip install tokenizers"):
+        tokenizer.of_folder(str(tmp_path))
+    inner = types.SimpleNamespace(
+        encode=lambda text, add_special_tokens: types.SimpleNamespace(ids=[ord(c) for c in text]),
+        decode=lambda ids, skip_special_tokens: "".join(chr(i) for i in ids if i > 31 or not skip_special_tokens),
+    )
+    loaded = types.SimpleNamespace(from_file=lambda path: inner)
+    monkeypatch.setitem(sys.modules, "tokenizers", types.SimpleNamespace(Tokenizer=loaded))
+    words = tokenizer.of_folder(str(tmp_path))
+    assert words.encode("hi") == [104, 105] and words.decode([104, 7]) == "h" and words.piece(7) == "\x07"
+
+
+# ---- the live view ---------------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_view_in_a_terminal(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(live.shutil, "get_terminal_size", lambda: os.terminal_size((4, 24)))
+    out = Terminal()
+    view = live.View(chr, 300, 1, out)
+    view(types.SimpleNamespace(sequences=[np.array([65, 300, 66, 300, 300, 300])], committed=[np.array([2])]))
+    assert out.getvalue() == "\r\x1b[J·\x1b[1;32mB\x1b[0m···"
+    out.seek(0)
+    out.truncate()
+    view(types.SimpleNamespace(sequences=[np.array([65, 67, 66, 300, 300, 300])], committed=[np.array([1])]))
+    assert out.getvalue() == "\r\x1b[1A\x1b[J\x1b[1;32mC\x1b[0mB···"  # five cells in four columns: one line up
+    view.close()
+    assert out.getvalue().endswith("\n")
+
+
+def test_bar_in_a_terminal(monkeypatch):
+    out = Terminal()
+    bar = live.Bar(4, out)
+    bar.advance(1)
+    bar.advance(2)
+    bar.close()
+    assert out.getvalue() == f"\r[{'#' * 8}{'-' * 24}] 1/4\r[{'#' * 16}{'-' * 16}] 2/4\n"

@@ -24,7 +24,7 @@ class Model:
     def from_tensors(
         config: str, tensors: Mapping[str, Any], *, dtype: str = "auto", device: str = "auto", threads: int = 0
     ) -> Model:
-        """config: the text of config.json. tensors: official parameter names to DLPack tensors or NumPy arrays; kept, not copied."""
+        """config: the text of config.json. tensors: official names to DLPack tensors or NumPy arrays; kept, not copied."""
     config: dict[str, Any]  # fields of dllm_config by name; family is "llada" or "dream", dtype a name
     dtype: str  # of the activations: "float32", "bfloat16", "float16"
     device: str  # "cpu", "cuda:0"
@@ -48,9 +48,12 @@ class Session:
         seeds: Sequence[tuple[int, int]] | None = None,
         noise: Any = None,
     ) -> None:
-        """params: fields of dllm_params by name; rule "quota" | "times"; score "prob" | "margin" | "entropy" | "random" | "origin";
-        strategy None or a name; options a dict. Fields not given take the family's official defaults (dllm_params_init).
-        noise: uniform(shape, dtype) and exponential(shape), returning arrays; what it raises ends the step and is raised there."""
+        """params: fields of dllm_params by name; those not given take the family's official defaults.
+
+        rule "quota" | "times" | "first" | "steady"; score "prob" | "margin" | "entropy" | "random" | "origin";
+        shift "carry" | "own" | "flat"; strategy a name or (name, {option: value}).
+        noise: uniform(shape, dtype) and exponential(shape), returning arrays; what it raises ends the step and is raised there.
+        """
     rows: int
     offsets: NDArray[np.int64]  # [sequences + 1]: first packed row of every sequence, then the total
     def step(self) -> int:
@@ -62,6 +65,9 @@ class Session:
     def candidates(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
         """(packed rows, tokens, scores, probabilities) of the latest step."""
     def revealed(self) -> NDArray[np.int32]: ...
+    def watched(self) -> tuple[NDArray[np.int8], NDArray[np.bool_], NDArray[np.float32]]:
+        """With params watch, of the latest step: (mode [layers, sequences], chosen [layers, rows], decided by [layers, rows]).
+        Under guidance a second set of layers follows."""
     def logits(self, *, shifted: bool = False, dtype: str = "float32") -> NDArray[Any]:
         """[rows, vocab]; 16-bit dtypes come as uint16."""
     def nll(self, rows: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.float32]: ...
@@ -70,10 +76,10 @@ class Session:
     def stats(self) -> dict[str, Any]: ...
 
 def to_numpy(obj: Any) -> NDArray[Any]:
-    """Any DLPack tensor, NumPy array, or nested list of numbers as an array; shares memory where it can. bfloat16 comes as uint16."""
+    """A DLPack tensor, array, or nested list of numbers as an array; shares memory where it can. bfloat16 comes as uint16."""
 
 def from_numpy(array: NDArray[Any], like: Any, dtype: str | None = None) -> Any:
-    """The array as a tensor of like's framework, on the CPU, sharing memory; the array itself if like is no DLPack tensor but an array or a list.
+    """The array as a tensor of like's framework, on the CPU, sharing memory; itself if like is an array or a list.
     dtype "bfloat16" or "float16" says what a uint16 array holds."""
 
 def times(steps: int, eps: float) -> NDArray[np.float32]:

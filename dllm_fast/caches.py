@@ -1,8 +1,8 @@
 """The caching methods as a user names them: a name, or an object with the paper's own parameter names.
 
-    generate(model, prompt, cache="dyllm")                          # the paper's setting for the model's family
-    generate(model, prompt, cache=SparseDLLM(keep_ratio=0.3))
-    generate(model, prompt, cache=DLLMCache.preset("gsm8k", "llada-instruct"))
+generate(model, prompt, cache="dyllm")  # the paper's setting for the model's family
+generate(model, prompt, cache=SparseDLLM(keep_ratio=0.3))
+generate(model, prompt, cache=DLLMCache.preset("gsm8k", "llada-instruct"))
 """
 
 from dataclasses import dataclass

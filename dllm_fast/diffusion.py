@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .caches import as_cache
 from .generate import check_lengths, surest
 from .inputs import Batch
-from .loop import Run, refuse_unbuilt
+from .loop import Run
 from .model import Model, mask_token, token
+from .rules import ALGS, times_params
 
-# alg -> what the core ranks candidates by
-ALGS = {"origin": "origin", "maskgit_plus": "prob", "topk_margin": "margin", "entropy": "entropy"}
 DEFAULTS: dict[str, Any] = {
     "max_length": 20,
     "max_new_tokens": None,
@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "return_dict_in_generate": False,
     "mask_token_id": None,
     "eos_token_id": None,
-    "early_stop": False,
+    "early_stop": None,
     "progress": False,
     "callback": None,
     "generation_tokens_hook_func": None,
@@ -102,13 +102,14 @@ def run_options(model: Model, ids: Any, attention_mask: Any, o: Mapping[str, Any
 
 
 def _run(model: Model, ids: Any, attention_mask: Any, o: Mapping[str, Any]) -> Run:
-    refuse_unbuilt(o["cache"], o["rule"])
     _check(o)
+    cache = as_cache(o["cache"], model.config["family"])
+    decoding = times_params(o["rule"], o["early_stop"], o["alg"], o["block_length"])
     mask_id = mask_token(model, o["mask_token_id"])
     prompt = Batch(ids, attention_mask, vocab=model.config["vocab"])
     answer_len = _answer_length(model, prompt, o)
-    block = o["block_length"]
-    check_lengths(o["steps"], answer_len, block or answer_len, "the number of new tokens")
+    if o["rule"] != "dyllm":  # which has its own idea of blocks; the core checks its lengths
+        check_lengths(o["steps"], answer_len, decoding["block_len"] or answer_len, "the number of new tokens")
     batch = Batch(
         ids,
         attention_mask,
@@ -120,10 +121,7 @@ def _run(model: Model, ids: Any, attention_mask: Any, o: Mapping[str, Any]) -> R
     eos = o["eos_token_id"]
     params = {
         "answer_len": answer_len,
-        "block_len": block or 0,
         "steps": o["steps"],
-        "rule": "times",
-        "score": ALGS[o["alg"]],
         "gumbel": False,
         "temperature": o["temperature"],
         "top_p": 1.0 if o["top_p"] is None else o["top_p"],
@@ -132,7 +130,8 @@ def _run(model: Model, ids: Any, attention_mask: Any, o: Mapping[str, Any]) -> R
         "eps": o["eps"],
         "cfg_scale": 0.0,
         **surest(o["threshold"], None),
-        "early_stop": o["early_stop"],
+        **decoding,
+        **(cache.params() if cache else {}),
         "mask_id": mask_id,
         "eos_id": token(model, "eos_id", eos[0] if isinstance(eos, list | tuple) else eos),
     }

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .caches import as_cache
 from .inputs import Batch
-from .loop import Run, Step, refuse_unbuilt
+from .loop import Run, Step
 from .model import as_model, mask_token, token
+from .rules import quota_params
 
 SCORES = {"low_confidence": "prob", "random": "random"}
 
@@ -35,7 +37,7 @@ def generate(
     output_history: bool = False,
     progress: bool | Callable[[int, int], Any] = False,
     callback: Callable[[Step], Any] | None = None,
-    early_stop: bool = False,
+    early_stop: bool | None = None,
 ) -> Any:
     """Appends gen_length masks to every prompt and reveals them, block by block; returns the ids, prompts included.
 
@@ -45,7 +47,9 @@ def generate(
     cfg_scale: classifier-free guidance. remasking: reveal the surest first ("low_confidence"), or any ("random").
     logits_eos_inf: never write EOS. confidence_eos_eot_inf: write EOS and EOT last.
     threshold: also reveal whatever has at least this probability; factor: Fast-dLLM's rule instead.
-    early_stop: end a sequence once everything before its first EOS is fixed; the rest becomes EOS.
+    early_stop: end a sequence once everything before its first EOS is fixed; the rest becomes EOS. None: as the rule has it.
+    cache: None, "dllm-cache", "sparse-dllm", "dyllm", or a DLLMCache, SparseDLLM or DyLLM object.
+    rule: None, the official one, or "dyllm", "sparse-dllm": how that method's own code decodes.
     seed: an int (row i uses stream i of it), or a list with an int or a (seed, stream) pair a row; None: fresh randomness.
     noise: an object with uniform(shape, dtype) and exponential(shape) that replays recorded draws instead.
     return_dict: a GenerateOutput with sequences, history (if output_history) and stats, which unpacks as (sequences, nfe).
@@ -86,11 +90,12 @@ def _run(
     factor: float | None = None,
     seed: Any = None,
     noise: Any = None,
-    early_stop: bool = False,
+    early_stop: bool | None = None,
 ) -> Run:
-    refuse_unbuilt(cache, rule)
     model = as_model(model)
-    check_lengths(steps, gen_length, block_length, "gen_length")
+    cache, decoding = as_cache(cache, model.config["family"]), quota_params(rule, early_stop)
+    if rule != "dyllm":  # which has its own idea of blocks; the core checks its lengths
+        check_lengths(steps, gen_length, block_length, "gen_length")
     if remasking not in SCORES:
         raise NotImplementedError(f"remasking={remasking!r}; there is {', '.join(map(repr, SCORES))}")
     for name, value in (("temperature", temperature), ("cfg_scale", cfg_scale)):
@@ -100,16 +105,15 @@ def _run(
         "answer_len": gen_length,
         "block_len": block_length,
         "steps": steps,
-        "rule": "quota",
         "score": SCORES[remasking],
-        "gumbel": True,
         "temperature": temperature,
         "top_p": 1.0,
         "top_k": 0,
         "alg_temp": 0.0,
         "cfg_scale": cfg_scale,
         **surest(threshold, factor),
-        "early_stop": early_stop,
+        **decoding,
+        **(cache.params() if cache else {}),
         "logits_eos_inf": logits_eos_inf,
         "confidence_eos_eot_inf": confidence_eos_eot_inf,
         "mask_id": mask_token(model, mask_id),

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from .caches import as_cache
 from .diffusion import DEFAULTS, merge, run_options
-from .loop import refuse_unbuilt
 from .model import Model
+from .rules import check_rule
 
 # object -> (fingerprint of its weights, Model), and object -> its own attributes that accelerate replaced
 _engines: "weakref.WeakKeyDictionary[Any, tuple[Any, Model]]" = weakref.WeakKeyDictionary()
@@ -95,9 +96,10 @@ def accelerate(hf: Any, cache: Any = None, rule: str | None = None, threshold: f
 
     cache, rule, threshold: what hf.diffusion_generate uses unless a call says otherwise. `restore(hf)` puts everything back.
     """
-    refuse_unbuilt(cache, rule)
+    check_rule(rule)
     inner = _unwrap(hf)
     model = engine(inner)
+    cache = as_cache(cache, model.config["family"])
     restore(inner)
     dream = model.config["family"] == "dream"
     methods: dict[str, Callable[..., Any]] = {"forward": _dream_forward(model) if dream else _llada_forward(model)}

@@ -11,16 +11,6 @@ from .inputs import Batch, as_float32, is_tensor
 from .model import Model
 from .noise import recorded, seeds
 
-BUILT_CACHES: tuple[str, ...] = ()
-BUILT_RULES: tuple[str, ...] = ()
-
-
-def refuse_unbuilt(cache: Any, rule: Any) -> None:
-    """Caching methods and their decoding rules are named in the interface before they exist."""
-    for what, value, built in (("cache", cache, BUILT_CACHES), ("rule", rule, BUILT_RULES)):
-        if value is not None:
-            raise ValueError(f"{what}={value!r} is not built yet; there is {what}=None" + "".join(f", {b!r}" for b in built))
-
 
 class Step:
     """What one step did. Everything is in the shape and framework of the prompts.
@@ -33,6 +23,8 @@ class Step:
         self.index = index
         self._batch, self._mask_id = run.batch, run.mask_id
         self._ids, self._revealed, self._candidates = session.tokens(), session.revealed(), session.candidates()
+        self._watched = session.watched() if run.watching else None
+        self._layers = run.model.config["layers"]
 
     @property
     def sequences(self) -> Any:
@@ -59,6 +51,39 @@ class Step:
         """The score of every candidate, by which the step chose; NaN elsewhere."""
         rows, _, scores, _ = self._candidates
         return self._spread(rows, scores, np.float32, np.nan)
+
+    @property
+    def mode(self) -> np.ndarray:
+        """What the caching method did, [layers, sequences]; -1: nothing. Without a cache [0, sequences].
+
+        dLLM-Cache: 0 refreshed all, 1 kept the prompt, 2 updated the answer in part, 3 both.
+        DyLLM: 1 a whole partial step, 2 one of the answer alone.
+        """
+        return self._work(0, np.zeros((0, len(self._batch)), np.int8))
+
+    @property
+    def chosen(self) -> list[list[np.ndarray]]:
+        """chosen[layer][sequence]: columns that the method recomputed (dLLM-Cache), kept (Sparse-dLLM) or found salient (DyLLM)."""
+        marks = self._work(1, np.zeros((0, len(self._ids)), bool))
+        return [self._batch.by_sequence(np.flatnonzero(m)) for m in marks]
+
+    @property
+    def decided_by(self) -> list[Any]:
+        """decided_by[layer]: the similarity or importance of every position that the method looked at; NaN elsewhere."""
+        seen = self._work(2, np.zeros((0, len(self._ids)), np.float32))
+        return [self._batch.give(self._batch.place(v, np.nan)) for v in seen]
+
+    @property
+    def unconditional(self) -> "Step":
+        """The same step as guidance's pass without the condition saw it: its mode, chosen and decided_by."""
+        other = object.__new__(Step)
+        other.__dict__ |= self.__dict__
+        if self._watched is not None:
+            other._watched = tuple(w[self._layers :] for w in self._watched)
+        return other
+
+    def _work(self, which: int, nothing: np.ndarray) -> np.ndarray:
+        return nothing if self._watched is None else self._watched[which][: self._layers]
 
     def _spread(self, rows: np.ndarray, values: np.ndarray, dtype: Any, empty: Any) -> Any:
         packed = np.full(len(self._ids), empty, dtype)
@@ -103,9 +128,12 @@ class Run:
     ) -> None:
         self.model, self.batch, self.mask_id, self.total = model, batch, params["mask_id"], params["steps"]
         self.tokens_hook, self.logits_hook = tokens_hook, logits_hook
+        self.watching = params.get("strategy") is not None
+        if self.watching and (tokens_hook or logits_hook):
+            raise ValueError("hooks see the logits of all positions, which a cached step does not compute: use cache=None")
         self.session = _core.Session(
             model.core,
-            params,
+            {**params, "watch": self.watching},
             batch.prompts,
             positions=batch.answer_positions(model.config["family"]),
             seeds=seeds(seed, len(batch)),

@@ -246,6 +246,12 @@ int64_t dllm_session_revealed(const dllm_session *s, const int32_t **rows);
  * Returns the number of layers in all; the pointers stay valid until the next step. */
 int dllm_session_watched(const dllm_session *s, const int8_t **mode, const uint8_t **chosen, const float **seen);
 
+/* What a layer keeps of one sequence, as views into the session: K and V by slot, then one row a row of the sequence. data NULL: not kept. */
+typedef struct {
+    dllm_mat k, v, context, attn, ffn;
+} dllm_kept;
+int dllm_session_kept(const dllm_session *s, int sequence, int branch, int layer, dllm_kept *out);
+
 /* Forward pass over the current ids without a step, for sessions without a cache: logits [rows, vocab] of every packed row, guided and, if `shifted`, moved as
  * the model family asks. out may be float32, or the model's dtype. */
 int dllm_session_logits(dllm_session *s, dllm_mat out, bool shifted);

@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "../kernels/ops.h"
-#include "session.h"
 
 /* ---- statuses as exceptions ------------------------------------------------------------------------------------------------- */
 PyObject *dllm_py_raise(PyObject *module, int status)
@@ -39,89 +38,6 @@ PyObject *dllm_py_array(int type, int ndim, const int64_t *shape, const void *fr
     return array;
 }
 
-/* ---- pieces ------------------------------------------------------------------------------------------------------------------- */
-static PyObject *py_times(PyObject *module, PyObject *args)
-{
-    int steps;
-    float eps;
-    if (!PyArg_ParseTuple(args, "if", &steps, &eps)) return NULL;
-    if (steps < 0 || steps > 1 << 24) return PyErr_Format(PyExc_ValueError, "%d steps", steps);
-    const int64_t shape[] = { steps + 1 };
-    PyObject *out = dllm_py_array(NPY_FLOAT32, 1, shape, NULL);
-    if (out) dllm_times(PyArray_DATA((PyArrayObject *)out), steps, eps);
-    return out;
-}
-
-static PyObject *py_rope_table(PyObject *module, PyObject *args)
-{
-    PyObject *given;
-    int head_dim;
-    float theta;
-    if (!PyArg_ParseTuple(args, "Oif", &given, &head_dim, &theta)) return NULL;
-    if (head_dim < 2 || head_dim > 1 << 16) return PyErr_Format(PyExc_ValueError, "head_dim %d", head_dim);
-    PyArrayObject *positions = (PyArrayObject *)PyArray_FROMANY(given, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY);
-    if (!positions) return NULL;
-    const int64_t shape[] = { PyArray_SIZE(positions), head_dim / 2 };
-    PyObject *c = dllm_py_array(NPY_FLOAT32, 2, shape, NULL), *s = dllm_py_array(NPY_FLOAT32, 2, shape, NULL);
-    for (npy_intp i = 0; c && s && i < shape[0]; i++) {
-        dllm_rope_row(PyArray_GETPTR2((PyArrayObject *)c, i, 0), PyArray_GETPTR2((PyArrayObject *)s, i, 0),
-                      *(int32_t *)PyArray_GETPTR1(positions, i), head_dim, theta);
-    }
-    Py_DECREF(positions);
-    PyObject *out = c && s ? PyTuple_Pack(2, c, s) : NULL;
-    Py_XDECREF(c);
-    Py_XDECREF(s);
-    return out;
-}
-
-/* The numbers of a recorded draw, in the type that the sampling rule reads; NULL with an exception if they are not [rows, vocab]. */
-static PyArrayObject *recorded_draw(PyObject *given, bool gumbel, int64_t rows, int64_t vocab)
-{
-    PyArrayObject *a = (PyArrayObject *)PyArray_FROMANY(given, gumbel ? NPY_FLOAT64 : NPY_FLOAT32, 2, 2, NPY_ARRAY_IN_ARRAY);
-    if (a && (PyArray_DIM(a, 0) != rows || PyArray_DIM(a, 1) != vocab)) {
-        PyErr_Format(PyExc_ValueError, "noise [%zd, %zd] for logits [%lld, %lld]", (Py_ssize_t)PyArray_DIM(a, 0),
-                     (Py_ssize_t)PyArray_DIM(a, 1), (long long)rows, (long long)vocab);
-        Py_CLEAR(a);
-    }
-    return a;
-}
-
-static PyObject *predict_array(PyObject *module, PyArrayObject *logits, const dllm_params *p, PyObject *given_noise)
-{
-    const int64_t rows = PyArray_DIM(logits, 0), vocab = PyArray_DIM(logits, 1);
-    PyArrayObject *noise = given_noise == Py_None ? NULL : recorded_draw(given_noise, p->gumbel, rows, vocab);
-    if (given_noise != Py_None && !noise) return NULL;
-    PyObject *token = dllm_py_array(NPY_INT32, 1, &rows, NULL), *score = dllm_py_array(NPY_FLOAT32, 1, &rows, NULL);
-    PyObject *prob = dllm_py_array(NPY_FLOAT32, 1, &rows, NULL), *out = NULL;
-    if (token && score && prob) {
-        const dllm_mat m = { PyArray_DATA(logits), rows, vocab, vocab, DLLM_F32 };
-        const int status = dllm_predict(m, p, noise ? PyArray_DATA(noise) : NULL, PyArray_DATA((PyArrayObject *)token),
-                                        PyArray_DATA((PyArrayObject *)score), PyArray_DATA((PyArrayObject *)prob));
-        out = status < 0 ? dllm_py_raise(module, status) : PyTuple_Pack(3, token, score, prob);
-    }
-    Py_XDECREF(token);
-    Py_XDECREF(score);
-    Py_XDECREF(prob);
-    Py_XDECREF(noise);
-    return out;
-}
-
-static PyObject *py_predict(PyObject *module, PyObject *args, PyObject *keywords)
-{
-    static char *names[] = { "logits", "params", "noise", NULL };
-    PyObject *given, *mapping, *noise = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO|O", names, &given, &mapping, &noise)) return NULL;
-    /* A copy: the kernel works in place. */
-    PyArrayObject *logits =
-        (PyArrayObject *)PyArray_FROMANY(given, NPY_FLOAT32, 2, 2, NPY_ARRAY_DEFAULT | NPY_ARRAY_ENSURECOPY);
-    if (!logits) return NULL;
-    const dllm_config c = { .family = DLLM_LLADA, .vocab = (int32_t)PyArray_DIM(logits, 1), .mask_id = -1, .eos_id = -1, .eot_id = -1 };
-    dllm_params p;
-    PyObject *out = dllm_py_params(module, mapping, &c, &p) < 0 ? NULL : predict_array(module, logits, &p, noise);
-    Py_DECREF(logits);
-    return out;
-}
-
 static PyObject *py_cpu_levels(PyObject *module, PyObject *unused)
 {
     const char *const *names;
@@ -146,10 +62,6 @@ static PyObject *py_load_cuda(PyObject *module, PyObject *arg)
 }
 
 static PyMethodDef functions[] = {
-    { "times", py_times, METH_VARARGS, "times(steps, eps): torch.linspace(1, eps, steps + 1) in float32, bit for bit." },
-    { "rope_table", py_rope_table, METH_VARARGS, "rope_table(positions, head_dim, theta): (cos, sin), each [positions, head_dim / 2]." },
-    { "predict", (PyCFunction)(void (*)(void))py_predict, METH_VARARGS | METH_KEYWORDS,
-      "predict(logits, params, noise=None): (token, score, probability) of every row, as a session would choose them." },
     { "cpu_levels", py_cpu_levels, METH_NOARGS, "Instruction-set levels this processor has, best last." },
     { "load_cuda", py_load_cuda, METH_O, "load_cuda(path): opens the CUDA plug-in; its device count." },
     { 0 },
@@ -179,7 +91,7 @@ static int execute(PyObject *module)
         add_exception(module, "DeviceError", "The device is not there or failed.", PyExc_RuntimeError, &state->device_error) < 0 ||
         add_type(module, &dllm_py_model_spec, &state->model) < 0 || add_type(module, &dllm_py_session_spec, &state->session) < 0 ||
         PyModule_AddStringConstant(module, "__version__", dllm_version()) < 0 || PyModule_AddFunctions(module, functions) < 0 ||
-        PyModule_AddFunctions(module, dllm_py_dlpack_methods) < 0 || PyModule_AddFunctions(module, dllm_py_check_methods) < 0)
+        PyModule_AddFunctions(module, dllm_py_dlpack_methods) < 0 || PyModule_AddFunctions(module, dllm_py_check_methods) < 0 || PyModule_AddFunctions(module, dllm_py_pieces_methods) < 0)
         return -1;
     return dllm_py_dlpack_init(module);
 }

@@ -28,7 +28,7 @@ typedef struct {
 } dllm_py_model;
 
 extern PyType_Spec dllm_py_model_spec, dllm_py_session_spec;
-extern PyMethodDef dllm_py_check_methods[];
+extern PyMethodDef dllm_py_check_methods[], dllm_py_pieces_methods[];
 PyObject *dllm_py_raise(PyObject *module, int status); /* the latest message as the status's exception; NULL */
 PyObject *dllm_py_raise_from(PyObject *self, int status); /* the same for methods of the module's types */
 int dllm_py_params(PyObject *module, PyObject *mapping, const dllm_config *c, dllm_params *p); /* 0, or -1 with an exception */

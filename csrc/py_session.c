@@ -329,6 +329,26 @@ static PyObject *watched(py_session *self, PyObject *unused)
                                         dllm_py_array(NPY_FLOAT32, 2, rows, seen)));
 }
 
+static PyObject *kept_array(dllm_mat m)
+{
+    const int64_t shape[] = { m.rows, m.cols };
+    if (!m.data) return Py_NewRef(Py_None);
+    return dllm_py_array(m.dtype == DLLM_F32 ? NPY_FLOAT32 : NPY_UINT16, 2, shape, m.data);
+}
+
+static PyObject *kept(py_session *self, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = { "sequence", "layer", "branch", NULL };
+    int sequence, layer, branch = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "ii|i", names, &sequence, &layer, &branch)) return NULL;
+    if (enter(self) < 0) return NULL;
+    dllm_kept k;
+    const int status = dllm_session_kept(self->session, sequence, branch, layer, &k);
+    if (status < 0) return leave(self, status, NULL);
+    return leave(self, 0, Py_BuildValue("{s:N,s:N,s:N,s:N,s:N}", "k", kept_array(k.k), "v", kept_array(k.v), "context", kept_array(k.context),
+                                        "attn", kept_array(k.attn), "ffn", kept_array(k.ffn)));
+}
+
 /* ---- passes ------------------------------------------------------------------------------------------------------------------------------------------ */
 static int storage_of(dllm_dtype t) { return t == DLLM_F32 ? NPY_FLOAT32 : NPY_UINT16; }
 
@@ -430,6 +450,8 @@ static PyMethodDef methods[] = {
     { "revealed", (PyCFunction)revealed, METH_NOARGS, "Packed rows of the latest step, surest first in each sequence." },
     { "watched", (PyCFunction)watched, METH_NOARGS,
       "What the caching method did in the latest step: (mode [layers, sequences], chosen [layers, rows], seen [layers, rows])." },
+    { "kept", (PyCFunction)(void (*)(void))kept, METH_VARARGS | METH_KEYWORDS,
+      "kept(sequence, layer, branch=0): copies of what a layer keeps: k, v, context, attn, ffn; None where nothing is." },
     { "logits", (PyCFunction)(void (*)(void))logits, METH_VARARGS | METH_KEYWORDS,
       "logits(*, shifted=False, dtype='float32'): an uncached pass over the current ids; [rows, vocab]." },
     { "nll", (PyCFunction)nll, METH_VARARGS, "nll(rows, targets): the same pass; -log p(target) at each row." },

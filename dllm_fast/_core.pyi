@@ -68,6 +68,8 @@ class Session:
     def watched(self) -> tuple[NDArray[np.int8], NDArray[np.bool_], NDArray[np.float32]]:
         """With params watch, of the latest step: (mode [layers, sequences], chosen [layers, rows], decided by [layers, rows]).
         Under guidance a second set of layers follows."""
+    def kept(self, sequence: int, layer: int, branch: int = 0) -> dict[str, NDArray[Any] | None]:
+        """Copies of what a layer keeps of a sequence: k, v [slots, width], context, attn, ffn [rows, width]; None: not kept."""
     def logits(self, *, shifted: bool = False, dtype: str = "float32") -> NDArray[Any]:
         """[rows, vocab]; 16-bit dtypes come as uint16."""
     def nll(self, rows: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.float32]: ...
@@ -89,6 +91,17 @@ def predict(
     logits: NDArray[np.float32], params: Mapping[str, Any], noise: NDArray[Any] | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
     """(token, score, probability) of every row of logits, as a session would choose them."""
+
+def attend_delta(
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    dv: NDArray[np.float32],
+    changed: NDArray[np.int32],
+    old: NDArray[np.float32],
+    heads: int,
+    kv_heads: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """DyLLM's partial attention of one sequence in plain C: (old + softmax(q k) dv over the changed keys, its cosine with old)."""
 
 def rope_table(positions: NDArray[np.int32], head_dim: int, theta: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(cos, sin), each [positions, head_dim / 2]."""

@@ -173,15 +173,20 @@ static bool guidance_due(const dllm_session *s)
     return s->branches > 1 && (step < WARM_UP || step % (uint64_t)s->params.cfg_interval == 0);
 }
 
+static int prepare(dllm_session *s)
+{
+    dllm_watch_clear(s);
+    dllm_plan_branch(s, 0);
+    choose_candidates(s);
+    return choose_asked(s);
+}
+
 int dllm_session_forward(dllm_session *s)
 {
     FAIL_IF(s->forwarded, DLLM_E_VALUE, "forward was called twice: decide comes between");
     const double start = dllm_seconds();
     const bool guided = guidance_due(s);
-    dllm_watch_clear(s);
-    dllm_plan_branch(s, 0);
-    choose_candidates(s);
-    TRY(choose_asked(s));
+    TRY(prepare(s));
     /* An uncached pass that nobody reads would leave no trace. */
     if (s->n_ask > 0 || s->strategy != &dllm_strategy_none) dllm_forward(s, guided);
     if (guided && s->residual.data) dllm_keep_residual(s);
@@ -476,11 +481,12 @@ static int unfinished(const dllm_session *s)
 
 int dllm_session_decide(dllm_session *s, dllm_mat logits)
 {
-    FAIL_IF(!s->forwarded, DLLM_E_VALUE, "decide without a forward");
+    FAIL_IF(!s->forwarded && !logits.data, DLLM_E_VALUE, "decide without a forward, and without logits");
     FAIL_IF(logits.data && (logits.rows != s->rows || logits.cols != s->model->config.vocab || logits.dtype != DLLM_F32), DLLM_E_VALUE,
             "logits [%lld, %lld] in %s: [%lld, %d] in float32 expected", (long long)logits.rows, (long long)logits.cols,
             dllm_dtype_name(logits.dtype), (long long)s->rows, s->model->config.vocab);
     const double start = dllm_seconds();
+    if (!s->forwarded) TRY(prepare(s));
     s->forwarded = false;
     s->n_revealed = 0;
     const void *noise;

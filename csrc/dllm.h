@@ -223,7 +223,7 @@ void dllm_session_close(dllm_session *s);
 /* One step: forward, then decide. Returns the number of sequences still unfinished: 0 at the end. */
 int dllm_session_step(dllm_session *s);
 /* The two halves, for callers that look at the logits in between. decide() takes float32 logits [rows, vocab], already shifted,
- * in place of the model's own; data NULL: the model's own. */
+ * in place of the model's own, and then needs no forward; data NULL: the model's own. */
 int dllm_session_forward(dllm_session *s);
 int dllm_session_decide(dllm_session *s, dllm_mat logits);
 /* Steps to the end. progress() may return false to stop early. Returns the number of unfinished sequences. */

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import __version__, _core, cuda, live, tokenizer
+from .caches import CACHES
 from .generate import generate
 from .model import Model, folder_of, load
 
-DEMO = os.path.join(os.path.dirname(__file__), "data", "demo")
 SHAPE = ("layers", "dim", "heads", "kv_heads", "head_dim", "ffn_dim", "vocab", "max_len")
 SPECIAL = ("mask_id", "eos_id", "eot_id", "pad_id", "bos_id")
 
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     gen.add_argument("--block-length", type=int, help="tokens that are revealed together; default: all")
     gen.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy")
     gen.add_argument("--cfg-scale", type=float, default=0.0, help="classifier-free guidance")
+    gen.add_argument("--cache", choices=list(CACHES), help="a caching method, with its paper's setting")
     gen.add_argument("--threshold", type=float, help="reveal whatever has at least this probability")
     gen.add_argument("--seed", type=int, help="for a temperature; default: fresh randomness")
     gen.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
@@ -125,7 +126,7 @@ def _generate(args: argparse.Namespace) -> int:
     if len(args.words) > 2:
         raise ValueError(f"expected [MODEL] PROMPT, got {len(args.words)} words: quote the prompt")
     *path, prompt = args.words
-    folder = folder_of(path[0] if path else DEMO)
+    folder = folder_of(path[0] if path else None)
     if not path:
         print("dllm-fast: no MODEL given: this is the demo, a tiny model with random weights; expect noise", file=sys.stderr)
     model = load(folder, dtype=args.dtype, device=args.device, threads=args.threads)
@@ -141,6 +142,7 @@ def _generate(args: argparse.Namespace) -> int:
             block_length=args.block_length or args.gen_length,
             temperature=args.temperature,
             cfg_scale=args.cfg_scale,
+            cache=args.cache,
             threshold=args.threshold,
             seed=args.seed,
             return_dict=True,

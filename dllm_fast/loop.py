@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import _core, live
-from .inputs import Batch, as_float32, is_tensor
+from .inputs import Batch, as_float32
 from .model import Model
 from .noise import recorded, seeds
 
@@ -152,14 +152,13 @@ class Run:
             index += 1
 
     def _hooked_step(self, index: int) -> int:
-        dtype = self.model.dtype if is_tensor(self.batch.like) else "float32"
-        logits = self.batch.give(self.batch.place(self.session.logits(shifted=True, dtype=dtype)), dtype)
-        changed = None
+        """A step on the logits of every position, which hooks may look at and change."""
+        packed = self.session.logits(shifted=True)
+        logits = self.batch.give(self.batch.place(packed))
         if self.logits_hook:
             logits = self.logits_hook(index, self.sequences(), logits)
-            changed = self.batch.collect(logits, as_float32)
-        self.session.forward()
-        unfinished = self.session.decide(changed)
+            packed = self.batch.collect(logits, as_float32)
+        unfinished = self.session.decide(packed)
         if self.tokens_hook:
             self._keep(self.tokens_hook(index, self.sequences(), logits))
         return unfinished

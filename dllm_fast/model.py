@@ -9,9 +9,13 @@ import numpy as np
 from . import _core, cuda
 from .inputs import Batch, is_tensor
 
+DEMO = os.path.join(os.path.dirname(__file__), "data", "demo")
 
-def load(path_or_hub_id: str | os.PathLike[str], dtype: str = "auto", device: str = "auto", threads: int | None = None) -> "Model":
-    """Loads a LLaDA or Dream checkpoint: a folder with config.json and *.safetensors, or a hub id.
+
+def load(
+    path_or_hub_id: str | os.PathLike[str] | None = None, dtype: str = "auto", device: str = "auto", threads: int | None = None
+) -> "Model":
+    """Loads a LLaDA or Dream checkpoint: a folder with config.json and *.safetensors, or a hub id. None: the one shipped here.
 
     Runs no code of the checkpoint, and needs neither torch nor transformers. The files are mapped, not copied.
     dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16". device: "auto", "cpu", "cuda", "cuda:1".
@@ -21,9 +25,9 @@ def load(path_or_hub_id: str | os.PathLike[str], dtype: str = "auto", device: st
     return Model(_core.Model.from_folder(folder_of(path_or_hub_id), dtype=dtype, device=device, threads=threads or 0))
 
 
-def folder_of(path_or_hub_id: str | os.PathLike[str]) -> str:
-    """The folder itself, or the folder that a hub id is downloaded to."""
-    name = os.fspath(path_or_hub_id)
+def folder_of(path_or_hub_id: str | os.PathLike[str] | None) -> str:
+    """The folder itself, or the folder that a hub id is downloaded to; None: the folder of the model shipped here."""
+    name = DEMO if path_or_hub_id is None else os.fspath(path_or_hub_id)
     if os.path.isdir(name):
         return name
     if os.path.isabs(name) or name.startswith(".") or name.count("/") != 1:

@@ -16,6 +16,7 @@ from conftest import MODELS
 
 import dllm_fast
 from dllm_fast import _core, cli, live, tokenizer
+from dllm_fast.model import DEMO
 
 LLADA = str(MODELS / "llada_tiny")
 
@@ -114,7 +115,7 @@ def test_the_demo_is_what_its_maker_writes(tmp_path):
     spec.loader.exec_module(maker)
     maker.main(tmp_path)
     for name in ("config.json", "chars.json", "model.safetensors"):
-        assert (tmp_path / name).read_bytes() == pathlib.Path(cli.DEMO, name).read_bytes()
+        assert (tmp_path / name).read_bytes() == pathlib.Path(DEMO, name).read_bytes()
     assert sum(f.stat().st_size for f in tmp_path.iterdir()) < 300_000
 
 
@@ -122,11 +123,11 @@ def test_the_demo_is_what_its_maker_writes(tmp_path):
 
 
 def test_characters():
-    words = tokenizer.of_folder(cli.DEMO)
+    words = tokenizer.of_folder(DEMO)
     text = "a b\n~Z"
     ids = words.encode(text)
     assert words.decode(ids) == text and "".join(map(words.piece, ids)) == text
-    table = json.loads(pathlib.Path(cli.DEMO, "chars.json").read_text())
+    table = json.loads(pathlib.Path(DEMO, "chars.json").read_text())
     mask = table["special"]["<mask>"]
     assert words.decode([mask, ids[0]]) == "a" and words.piece(mask) == "<mask>"
     with pytest.raises(ValueError, match="'ж'"):

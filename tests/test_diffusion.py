@@ -45,7 +45,7 @@ def test_lengths(dream, rng):
         (ValueError, "steps 0", {"steps": 0}),
         (ValueError, "eps", {"eps": 2.0}),
         (ValueError, "threshold", {"alg": "origin", "threshold": 0.9}),
-        (ValueError, "cache='dllm-cache' is not built", {"cache": "dllm-cache"}),
+        (ValueError, "cache 'dkv' is not known", {"cache": "dkv"}),
         (ValueError, "seed has 1 entries for 2", {"seed": [1], "num_return_sequences": 2}),
     ],
 )

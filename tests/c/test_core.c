@@ -181,7 +181,7 @@ static void check_order_of_calls(const opened *o, const char *where)
     int32_t out[3 + ANSWER];
     dllm_session *s;
     expect(dllm_session_open(&s, o->model, &p, &prompt, 1) == 0, "opens", where);
-    expect(dllm_session_decide(s, (dllm_mat){ 0 }) == DLLM_E_VALUE, "decide needs a forward", where);
+    expect(dllm_session_decide(s, (dllm_mat){ 0 }) == DLLM_E_VALUE, "decide needs a forward or logits", where);
     expect(dllm_session_forward(s) == 0 && dllm_session_forward(s) == DLLM_E_VALUE, "forward needs a decide", where);
     expect(dllm_session_set_tokens(s, out, 3 + ANSWER) == DLLM_E_VALUE, "no ids in between", where);
     expect(dllm_session_tokens(s, out, 2) == DLLM_E_VALUE, "room for the ids", where);

@@ -45,7 +45,7 @@ def collect(cases: str | pathlib.Path, models: str | pathlib.Path | None = None,
         manifest = json.loads(file.read_text(encoding="utf-8"))
         family = family_of(manifest, file.name)
         folder = Folder(file.parent, manifest, pathlib.Path(models) if models else None, family, device)
-        yield from importlib.import_module("golden_base" if family == "base" else "golden_methods").collect(folder)
+        yield from importlib.import_module(f"golden_{family}").collect(folder)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -133,7 +133,7 @@ struct dllm_device {
 };
 
 extern const dllm_ops dllm_ops_c;
-/* The best table of this processor at or below `level` ("c", "avx2", ..., or "" for the best there is); NULL: no such level here. */
+/* The table of a level ("c", "avx2", ...; "": the best there is); NULL: this processor does not have it. */
 const dllm_ops *dllm_ops_cpu(const char *level);
 /* Levels this processor has, best last: names[0] is "c". Returns how many. */
 int dllm_cpu_levels(const char *const **names);

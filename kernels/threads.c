@@ -1,6 +1,7 @@
 /* threads.c: the pool. A caller opens as many seats as it wants helpers; a worker that comes in time takes one, draws tasks until
  * none is left and goes. The caller works too, then closes the seats and waits only for those taken: a worker that the system has
- * not woken yet delays nobody. Between calls workers look for seats for a moment, because kernels follow one another, then sleep. */
+ * not woken yet delays nobody. Between calls workers look for seats for a moment, because kernels follow one another, then sleep.
+ * */
 #define _GNU_SOURCE
 #include "threads.h"
 
@@ -17,19 +18,19 @@
 enum { MAX_WORKERS = 255, SPIN_NS = 20000 };
 
 static struct {
-    atomic_bool held;   /* by the caller whose job this is; guards what has no other guard */
+    atomic_bool held; /* by the caller whose job this is; guards what has no other guard */
     int workers;
     void (*fn)(void *arg, int task, int thread);
     void *arg;
     unsigned tasks;
-    atomic_uint next;   /* task to be drawn */
-    atomic_int seats;   /* free ones; a seat's number is its holder's thread index */
-    atomic_int left;    /* workers that took a seat and have gone */
-    atomic_int asleep;  /* workers that need `wake` */
+    atomic_uint next;    /* task to be drawn */
+    atomic_int seats;    /* free ones; a seat's number is its holder's thread index */
+    atomic_int left;     /* workers that took a seat and have gone */
+    atomic_int asleep;   /* workers that need `wake` */
     atomic_bool waiting; /* the caller needs `done` */
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
-} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+} pool = { .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER };
 
 static void relax(void)
 {

@@ -33,15 +33,9 @@ static const shape shapes[] = {
 };
 static const shape timed_shape = { 32, 32, 128, 0, false, 1 };
 
-static void put(dllm_device *d, void *to, const void *from, size_t n)
-{
-    if (d->ops->upload) d->ops->upload(d, to, from, n);
-    else memcpy(to, from, n);
-}
-
 static void run(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
 {
-    dllm_span clipped[MAX_SPANS];
+    dllm_span *clipped = at[ATTEND_SPANS];
     for (int i = 0; i < t->n_spans; i++) {
         int32_t field[4];
         for (int c = 0; c < 4; c++) field[c] = (int32_t)dllm_trial_get(t, ATTEND_SPANS, i, c);
@@ -49,10 +43,8 @@ static void run(const dllm_trial *t, dllm_device *d, void *const *at, int32_t fi
         const int32_t end = field[0] + field[1] < first + n ? field[0] + field[1] : first + n;
         clipped[i] = (dllm_span){ from, end > from ? end - from : 0, field[2], field[3] };
     }
-    put(d, at[ATTEND_SPANS], clipped, (size_t)t->n_spans * sizeof *clipped);
     d->ops->attend(d, dllm_trial_mat(t, ATTEND_OUT, at, 0), dllm_trial_rows(t, ATTEND_OUT, at, 0, t->rows), dllm_trial_mat(t, ATTEND_Q, at, 0),
-                   dllm_trial_mat(t, ATTEND_K, at, 0), dllm_trial_mat(t, ATTEND_V, at, 0), at[ATTEND_SPANS], t->n_spans, t->heads,
-                   t->kv_heads);
+                   dllm_trial_mat(t, ATTEND_K, at, 0), dllm_trial_mat(t, ATTEND_V, at, 0), clipped, t->n_spans, t->heads, t->kv_heads);
 }
 
 /* Spans take queries in order, and keys from where they like; they need not be listed in order. */

@@ -1,4 +1,5 @@
-/* cpu.c: which tables this processor can run. A level's table is the one below it with better kernels put in; all are built once. */
+/* cpu.c: which tables this processor can run. A level's table is the one below it with better kernels put in; all are built once.
+ * */
 #define _GNU_SOURCE
 #include "x86.h"
 
@@ -11,7 +12,7 @@ static struct {
     const char *names[LEVELS];
     const dllm_ops *tables[LEVELS];
     int n;
-} cpu = {{"c"}, {&dllm_ops_c}, 1};
+} cpu = { { "c" }, { &dllm_ops_c }, 1 };
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -53,11 +54,14 @@ static bool grant_tiles(void)
 static bool usable(dllm_x86_level level)
 {
     switch (level) {
-    case DLLM_X86_AVX2: return saved(0x6) && has(7, 0, 'b', 5) && has(1, 0, 'c', 12) && has(1, 0, 'c', 29);
+    case DLLM_X86_AVX2:
+        return saved(0x6) && has(7, 0, 'b', 5) && has(1, 0, 'c', 12) && has(1, 0, 'c', 29);
     case DLLM_X86_AVX512F:
         return saved(0xe6) && has(7, 0, 'b', 16) && has(7, 0, 'b', 17) && has(7, 0, 'b', 30) && has(7, 0, 'b', 31);
-    case DLLM_X86_AVX512BF16: return has(7, 1, 'a', 5);
-    case DLLM_X86_AMX: return has(7, 0, 'd', 22) && has(7, 0, 'd', 24) && grant_tiles();
+    case DLLM_X86_AVX512BF16:
+        return has(7, 1, 'a', 5);
+    case DLLM_X86_AMX:
+        return has(7, 0, 'd', 22) && has(7, 0, 'd', 24) && grant_tiles();
     }
     return false;
 }
@@ -72,7 +76,7 @@ static size_t scratch(const dllm_device *d, const dllm_config *c, dllm_dtype act
 
 static void build(void)
 {
-    static const char *const names[LEVELS] = {"c", "avx2", "avx512f", "avx512bf16", "amx"};
+    static const char *const names[LEVELS] = { "c", "avx2", "avx512f", "avx512bf16", "amx" };
     for (int i = 1; i < LEVELS && usable((dllm_x86_level)i); i++, cpu.n++) {
         tables[i] = *cpu.tables[i - 1];
         tables[i].name = cpu.names[i] = names[i];

@@ -5,20 +5,22 @@
 #include <stdio.h>
 
 enum {
-    RANGE = 2048,         /* k per partial sum: part of the result's definition, so the same for every number of rows */
-    X_BYTES = 768 << 10,  /* of packed x that stay in L2 */
-    COLUMNS = 96,         /* outputs whose sums are kept together, a whole number of panels */
+    RANGE_BYTES = 4096, /* of a row of weights: so many of a panel's rows stay in L1 while all rows of x pass */
+    COPY_STRIDE = RANGE_BYTES + 64,
+    X_BYTES = 1 << 20, /* of packed x that stay in L2 */
+    COLUMNS = 96,      /* outputs whose sums are kept together, a whole number of panels */
+    HOME = 24 * 64     /* bytes of a tile's accumulators */
 };
 
 /* One pass over the weights for as many rows as X_BYTES holds. */
 struct pass {
     const struct product *p;
     const struct dot *kind;
-    int64_t first, rows, blocks;   /* of in_rows and out_rows; of mr rows */
-    int64_t padded;                /* k, up to whole vectors */
+    int64_t first, rows, blocks; /* of in_rows and out_rows; of mr rows */
+    int64_t padded;              /* k, up to whole vectors */
     int64_t columns_a_task, blocks_a_task, row_tasks;
-    char *packed, *own;            /* [blocks][padded / step][rows][step]; a thread's own part */
-    int64_t own_bytes;             /* sums [rows][COLUMNS], then nr rows of weights */
+    char *packed, *own; /* [blocks][padded / step][rows][step]; a thread's own part */
+    int64_t own_bytes;  /* sums [rows][COLUMNS], accumulators [blocks][HOME], nr rows of weights */
 };
 
 static int64_t packed_bytes(const struct dot *kind, int64_t rows, int64_t k)
@@ -26,9 +28,11 @@ static int64_t packed_bytes(const struct dot *kind, int64_t rows, int64_t k)
     return rows * ceil_div(k, kind->step) * kind->step * kind->size;
 }
 
+static int64_t sums_bytes(int64_t rows) { return rows * COLUMNS * 4; }
+
 static int64_t own_bytes(const struct dot *kind, int64_t rows)
 {
-    return (rows * COLUMNS * 4 + (int64_t)kind->nr * RANGE * kind->size + 127) / 64 * 64;
+    return sums_bytes(rows) + ceil_div(rows, kind->mr) * HOME + (int64_t)kind->nr * COPY_STRIDE;
 }
 
 /* Rows of one pass: whole blocks, at least one. */
@@ -47,7 +51,7 @@ static size_t pass_bytes(const struct dot *kind, int threads, int64_t rows, int6
 size_t dllm_linear_dot_scratch(int threads, int64_t rows, int64_t k)
 {
     size_t most = 0;
-    const struct dot *const kinds[] = {&dllm_dot_avx2, &dllm_dot_avx512f, &dllm_dot_avx512bf16};
+    const struct dot *const kinds[] = { &dllm_dot_avx2, &dllm_dot_avx512f, &dllm_dot_avx512bf16 };
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         const int64_t fit = at_least(X_BYTES / packed_bytes(kinds[i], 1, k), kinds[i]->mr) + kinds[i]->mr;
         const size_t bytes = pass_bytes(kinds[i], threads, at_most(fit, rows + kinds[i]->mr), k);
@@ -68,15 +72,16 @@ static void pack(void *arg, int task, int thread)
 {
     const struct pass *s = arg;
     const struct product *p = s->p;
-    const int64_t row = (int64_t)task * s->kind->mr, n = at_most(s->kind->mr, s->rows - row), vector = s->kind->step * s->kind->size;
+    const int64_t row = (int64_t)task * s->kind->mr, n = at_most(s->kind->mr, s->rows - row),
+                  vector = s->kind->step * s->kind->size;
     char *to = s->packed + row * s->padded * s->kind->size;
     for (int64_t i = 0; i < n; i++)
         s->kind->spread(to + i * vector, n * vector, dllm_at(p->x, dllm_row(p->in_rows, (int32_t)(s->first + row + i))), p->x.dtype,
                         p->x.cols);
 }
 
-/* A panel: nr rows of weights from row `first`, in k ... k + n. Where n is no whole number of vectors or the dtype is not the tile's, or
- * rows are missing at the end, a copy is used. */
+/* A panel: nr rows of weights from row `first`, in k ... k + n. Where n is no whole number of vectors or the dtype is not the
+ * tile's, or rows are missing at the end, a copy is used. */
 struct panel {
     const char *w;
     int64_t stride;
@@ -88,29 +93,38 @@ static struct panel take_panel(const struct pass *s, int64_t first, int64_t k, i
     const dllm_mat *w = &s->p->w;
     const int64_t size = w->dtype == DLLM_F32 ? 4 : 2;
     if (w->dtype == kind->native && n % kind->step == 0 && first + kind->nr <= w->rows)
-        return (struct panel){(const char *)dllm_at(*w, first) + k * size, w->stride * size};
-    const struct panel made = {copy, (int64_t)RANGE * kind->size};
+        return (struct panel){ (const char *)dllm_at(*w, first) + k * size, w->stride * size };
     for (int64_t i = 0; i < kind->nr; i++) {
         const char *row = dllm_at(*w, at_most(first + i, w->rows - 1));
-        kind->spread(copy + i * made.stride, kind->step * kind->size, row + k * size, w->dtype, n);
+        kind->spread(copy + i * COPY_STRIDE, kind->step * kind->size, row + k * size, w->dtype, n);
     }
-    return made;
+    return (struct panel){ copy, COPY_STRIDE };
 }
 
-/* One panel against blocks b0 ... b1 over one range of k. While block i is done, row i of the next panel is fetched. */
-static void run_panel(const struct pass *s, int64_t first, int64_t k, int64_t n, int64_t b0, int64_t b1, float *sums, char *copy)
+/* A thread's memory. */
+struct own {
+    float *sums;
+    char *homes, *copy;
+};
+
+/* One panel against blocks b0 ... b1 over one range of k. While block i is done, row i of the next panel is
+ * fetched. */
+static void run_panel(const struct pass *s, int64_t first, int64_t k, int64_t n, int64_t b0, int64_t b1, struct own own)
 {
     const struct dot *kind = s->kind;
     const dllm_mat *w = &s->p->w;
-    const int64_t size = w->dtype == DLLM_F32 ? 4 : 2, steps = ceil_div(n, kind->step);
-    const struct panel panel = take_panel(s, first, k, n, copy);
+    const int64_t size = w->dtype == DLLM_F32 ? 4 : 2;
+    const struct panel panel = take_panel(s, first, k, n, own.copy);
+    struct tile t = { .w = panel.w, .stride = panel.stride, .steps = ceil_div(n, kind->step), .fresh = k == 0, .ld = COLUMNS };
     for (int64_t b = b0; b < b1; b++) {
         const int64_t row = b * kind->mr, rows = at_most(kind->mr, s->rows - row), next = first + kind->nr + b - b0;
         const bool fetch = b - b0 < kind->nr && next < w->rows;
-        const char *ahead = fetch ? (const char *)dllm_at(*w, next) + k * size : panel.w;
-        const char *x = s->packed + (row * s->padded + k * rows) * kind->size;
-        kind->tile[rows - 1](sums + (b - b0) * kind->mr * COLUMNS, COLUMNS, k > 0, x, panel.w, panel.stride, steps, ahead,
-                             fetch ? kind->step * size : 0);
+        t.x = s->packed + (row * s->padded + k * rows) * kind->size;
+        t.home = own.homes + (b - b0) * HOME;
+        t.sums = k + n == w->cols ? own.sums + (b - b0) * kind->mr * COLUMNS : NULL;
+        t.ahead = fetch ? (const char *)dllm_at(*w, next) + k * size : panel.w;
+        t.hop = fetch ? kind->step * size : 0;
+        kind->tile[rows - 1](t);
     }
 }
 
@@ -121,17 +135,14 @@ static void run(void *arg, int task, int thread)
     const struct product *p = s->p;
     const int64_t c0 = task / s->row_tasks * s->columns_a_task, c1 = at_most(c0 + s->columns_a_task, p->w.rows);
     const int64_t b0 = task % s->row_tasks * s->blocks_a_task, b1 = at_most(b0 + s->blocks_a_task, s->blocks);
-    const int64_t r0 = b0 * s->kind->mr, r1 = at_most(b1 * s->kind->mr, s->rows), whole = p->w.cols / s->kind->step * s->kind->step;
-    float *sums = (float *)(void *)(s->own + thread * s->own_bytes);
-    char *copy = s->own + thread * s->own_bytes + (s->rows * COLUMNS * 4 + 63) / 64 * 64;
-    for (int64_t c = c0; c < c1; c += s->kind->nr)
-        for (int64_t k = 0, n; k < p->w.cols; k += n) {
-            n = at_most(k < whole ? whole - k : p->w.cols - k, RANGE);
-            run_panel(s, c, k, n, b0, b1, sums + (c - c0), copy);
-        }
-    for (int64_t r = r0; r < r1; r++)
-        s->kind->store(dllm_at(p->out, dllm_row(p->out_rows, (int32_t)(s->first + r))), p->out.dtype, c0, c1 - c0,
-                       sums + (r - r0) * COLUMNS, p->bias);
+    const int64_t r0 = b0 * s->kind->mr, r1 = at_most(b1 * s->kind->mr, s->rows), range = RANGE_BYTES / s->kind->size;
+    char *mine = s->own + thread * s->own_bytes, *homes = mine + sums_bytes(s->rows);
+    struct own own = { (float *)(void *)mine, homes, homes + s->blocks * HOME };
+    for (int64_t c = c0; c < c1; c += s->kind->nr, own.sums += s->kind->nr)
+        for (int64_t k = 0; k < p->w.cols; k += range) run_panel(s, c, k, at_most(range, p->w.cols - k), b0, b1, own);
+    const float *sums = (const float *)(const void *)mine;
+    for (int64_t r = r0; r < r1; r++, sums += COLUMNS)
+        s->kind->store(dllm_at(p->out, dllm_row(p->out_rows, (int32_t)(s->first + r))), p->out.dtype, c0, c1 - c0, sums, p->bias);
 }
 
 /* How the work is cut. None of it changes a result. */
@@ -159,7 +170,7 @@ void dllm_linear_dot(const struct product *p, const struct dot *kind)
         return;
     }
     for (int64_t first = 0; first < n; first += rows) {
-        struct pass s = {.p = p, .kind = kind, .first = first, .rows = at_most(rows, n - first), .packed = p->d->scratch};
+        struct pass s = { .p = p, .kind = kind, .first = first, .rows = at_most(rows, n - first), .packed = p->d->scratch };
         s.padded = ceil_div(k, kind->step) * kind->step;
         s.own = s.packed + (packed_bytes(kind, s.rows, k) + 63) / 64 * 64;
         s.own_bytes = own_bytes(kind, s.rows);
@@ -171,25 +182,27 @@ void dllm_linear_dot(const struct product *p, const struct dot *kind)
 
 static void linear_avx2(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias)
 {
-    dllm_linear_dot(&(struct product){d, out, out_rows, x, in_rows, w, bias}, &dllm_dot_avx2);
+    dllm_linear_dot(&(struct product){ d, out, out_rows, x, in_rows, w, bias }, &dllm_dot_avx2);
 }
 
-static void linear_avx512f(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias)
+static void linear_avx512f(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w,
+                           dllm_mat bias)
 {
-    dllm_linear_dot(&(struct product){d, out, out_rows, x, in_rows, w, bias}, &dllm_dot_avx512f);
+    dllm_linear_dot(&(struct product){ d, out, out_rows, x, in_rows, w, bias }, &dllm_dot_avx512f);
 }
 
 static bool both_bf16(dllm_mat x, dllm_mat w) { return x.dtype == DLLM_BF16 && w.dtype == DLLM_BF16; }
 
-static void linear_avx512bf16(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias)
+static void linear_avx512bf16(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w,
+                              dllm_mat bias)
 {
-    dllm_linear_dot(&(struct product){d, out, out_rows, x, in_rows, w, bias},
+    dllm_linear_dot(&(struct product){ d, out, out_rows, x, in_rows, w, bias },
                     both_bf16(x, w) ? &dllm_dot_avx512bf16 : &dllm_dot_avx512f);
 }
 
 static void linear_amx(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias)
 {
-    const struct product p = {d, out, out_rows, x, in_rows, w, bias};
+    const struct product p = { d, out, out_rows, x, in_rows, w, bias };
     if (both_bf16(x, w)) dllm_linear_amx(&p);
     else dllm_linear_dot(&p, &dllm_dot_avx512f);
 }

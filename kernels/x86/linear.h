@@ -1,5 +1,6 @@
-/* linear.h: the two ways a matrix product runs here. Dot: vectors along k of some tokens and some outputs meet in a tile of accumulators,
- * and are summed across at the end. Tiles: the AMX unit. Weights stay as they lie, rows of [n, k]; only x is rearranged. */
+/* linear.h: the two ways a matrix product runs here. Dot: vectors along k of some tokens and some outputs meet in a tile of
+ * accumulators, and are summed across at the end. Tiles: the AMX unit. Weights stay as they lie, rows of [n, k]; only x is
+ * rearranged. */
 #ifndef DLLM_X86_LINEAR_H
 #define DLLM_X86_LINEAR_H
 #include "x86.h"
@@ -15,17 +16,29 @@ struct product {
     dllm_mat w, bias;
 };
 
-/* One tile of the dot way and what goes with it. A vector holds `step` elements of `size` bytes; x is packed in blocks of up to `mr` rows,
- * [k / step][rows][step]. */
+/* What one call of a tile gets. */
+struct tile {
+    const char *x, *w;
+    int64_t stride, steps; /* bytes between rows of w */
+    char *home;
+    bool fresh;
+    float *sums;
+    int64_t ld;
+    const char *ahead;
+    int64_t hop;
+};
+
+/* One tile of the dot way and what goes with it. A vector holds `step` elements of `size` bytes; x is packed in blocks of up to
+ * `mr` rows, [k / step][rows][step]. */
 struct dot {
     int step, size, mr, nr;
     dllm_dtype native; /* weights of this dtype are read in place */
     /* Vectors of n elements of `from`, the last one filled up with zeros, to to, to + stride, ... */
     void (*spread)(char *to, int64_t stride, const void *from, dllm_dtype t, int64_t n);
-    /* sums[m * ld + o] = or += sum over `steps` vectors of x row m * w row o, for the rows of one block and nr outputs. Meanwhile fetches a
+    /* Products of `steps` vectors of one block of x and of nr rows of w, added to the tile's accumulators: zeros if `fresh`, else
+     * as they were left in home. sums NULL: left in home (mr * nr vectors). Else sums[m * ld + o] is their sum. Meanwhile fetches a
      * byte a step from `ahead`, hop bytes apart. tile[r - 1] is for blocks of r rows. */
-    void (*tile[4])(float *sums, int64_t ld, bool add, const char *x, const char *w, int64_t w_stride, int64_t steps, const char *ahead,
-                    int64_t hop);
+    void (*tile[4])(struct tile t);
     /* Elements at ... at + n of row `out`: sums + bias -> t. */
     void (*store)(void *out, dllm_dtype t, int64_t at, int64_t n, const float *sums, dllm_mat bias);
 };

@@ -1,9 +1,10 @@
 /* linear_amx.c: bfloat16 products on the AMX unit.
  *
- * A tile of A is 16 weight rows x 32 k, loaded from where the weights lie. A tile of B is 32 k x 16 tokens in k pairs: x is packed so
- * once a call. A tile of C is 16 outputs x 16 tokens of float32. Four of C, two of A and two of B make a block of 32 x 32, so that every
- * tile loaded is used twice. Sums run in ascending k whatever the blocking: a C tile that leaves the unit between two ranges of k comes
- * back unchanged. */
+ * A tile of A is 16 weight rows x 32 k. A tile of B is 32 k x 16 tokens in k pairs: x is packed so once a call. A tile of C is 16
+ * outputs x 16 tokens of float32. Four of C, two of A and two of B make a block of 32 x 32, so that every tile loaded is used
+ * twice. A piece of weights, 32 rows and some k, is copied to L1 and meets all blocks of tokens there: rows lie a power of two
+ * apart, too many of them for one set of the cache. Sums run in ascending k whatever the blocking: C tiles that leave the unit
+ * between two pieces come back unchanged. */
 #include "linear.h"
 
 #if defined(__x86_64__)
@@ -11,50 +12,45 @@
 #include "vec512.h"
 
 enum {
-    EDGE = 32,                /* rows of weights in a panel, tokens in a block, k in a step */
-    MAX_ROWS = 512,           /* packed at a time: enough work for each weight read */
-    PANELS = 8,               /* that share one pass over the packed x */
-    HOME = EDGE * EDGE * 4,   /* bytes of a block's C tiles */
-    A_STEPS = 16,             /* k steps whose panel of weights stays in L1 while all blocks of x pass */
-    B_BYTES = 1 << 20,        /* of packed x that stay in L2 */
+    EDGE = 32,                  /* rows of weights in a panel, tokens in a block, k in a step */
+    STEP = 2048,                /* bytes of a step of a block: two tiles */
+    HOME = 4096,                /* bytes of a block's C tiles */
+    STEPS = 16,                 /* of a piece: 32 KiB of weights in L1 */
+    A_STRIDE = STEPS * 64 + 64, /* of a copied row of weights: rows begin in different sets of L1 */
+    EARLY = 8,                  /* rows of the next piece fetched while a piece is copied; the others come while it is used */
+    MAX_ROWS = 512,             /* packed at a time: enough work for each weight read */
+    PANELS = 8,                 /* of a task at most */
+    L2_BYTES = 1 << 20          /* of packed x that stay in L2, where half is left to C */
 };
 
 /* One pass over the weights for up to MAX_ROWS rows. */
 struct pass {
     const struct product *p;
-    int64_t first, rows;            /* of in_rows and out_rows */
-    int64_t steps, range;           /* k steps, and how many of them are done in one go */
-    int64_t blocks;                 /* of tokens */
+    int64_t first, rows;                      /* of in_rows and out_rows */
+    int64_t steps, pieces;                    /* of k */
+    int64_t blocks, blocks_a_task, row_tasks; /* of tokens */
     int64_t panels, panels_a_task;
-    int64_t blocks_a_task, row_tasks;
-    char *packed, *homes;           /* [ranges][blocks][step of range][2 halves][1 KiB], [threads][panels_a_task][blocks][HOME] */
+    int64_t range;        /* pieces of k a task does for one panel before it turns to its next */
+    char *packed, *homes; /* [pieces][blocks][STEPS][STEP], [threads][PANELS][blocks][HOME] */
 };
 
-struct __attribute__((packed)) config {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-};
-
-/* Tiles 0-3: C of (A tile, B tile) 00, 01, 10, 11; 4, 5: A; 6, 7: B. `width` weight rows: nothing beyond them is read. */
-static void configure(int64_t width)
+static void configure(void)
 {
-    struct config c = {.palette = 1};
-    for (int t = 0; t < 8; t++) {
-        const bool second = t == 2 || t == 3 || t == 5;
-        c.bytes[t] = 64;
-        c.rows[t] = (uint8_t)(t >= 6 ? 16 : second ? at_least(width - 16, 1) : at_most(width, 16));
-    }
-    __asm__ volatile("" : : "r"(&c) : "memory"); /* the intrinsic names only 8 bytes as its input */
-    _tile_loadconfig(&c);
+    static const struct __attribute__((packed)) {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } whole = { .palette = 1, .bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { 16, 16, 16, 16, 16, 16, 16, 16 } };
+    _tile_loadconfig(&whole);
 }
 
 static bool halves(const struct pass *s, int64_t block) { return s->rows - block * EDGE > 16; }
 
-static char *packed_at(const struct pass *s, int64_t range, int64_t block)
+static int64_t steps_of(const struct pass *s, int64_t piece) { return at_most(STEPS, s->steps - piece * STEPS); }
+
+static char *packed_at(const struct pass *s, int64_t piece, int64_t block)
 {
-    const int64_t steps = at_most(s->range, s->steps - range * s->range);
-    return s->packed + (range * s->range * s->blocks + block * steps) * 2048;
+    return s->packed + (piece * STEPS * s->blocks + block * steps_of(s, piece)) * STEP;
 }
 
 /* 16 tokens x 32 k to 16 pairs of k x 16 tokens. */
@@ -71,159 +67,180 @@ static void pack_tile(char *to, const struct product *p, int64_t first, int64_t 
     for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 64, r[i]);
 }
 
-/* Task: one block of tokens in one range of k. */
+/* Task: one block of tokens in one piece of k. */
 static void pack(void *arg, int task, int thread)
 {
     const struct pass *s = arg;
-    const int64_t range = task / s->blocks, block = task % s->blocks;
-    const int64_t steps = at_most(s->range, s->steps - range * s->range);
-    char *to = packed_at(s, range, block);
-    for (int64_t i = 0; i < steps; i++, to += 2048)
+    const int64_t piece = task / s->blocks, block = task % s->blocks, steps = steps_of(s, piece);
+    char *to = packed_at(s, piece, block);
+    for (int64_t i = 0; i < steps; i++, to += STEP)
         for (int64_t half = 0; half <= halves(s, block); half++) {
             const int64_t row = block * EDGE + half * 16;
-            pack_tile(to + half * 1024, s->p, s->first + row, s->rows - row, (range * s->range + i) * EDGE);
+            pack_tile(to + half * 1024, s->p, s->first + row, s->rows - row, (piece * STEPS + i) * EDGE);
         }
 }
 
-/* A piece of a panel: the rows of A for some k, and the piece to be fetched meanwhile. */
-struct piece {
-    const char *a, *ahead;
-    int64_t stride, second; /* bytes between rows; from the first A tile to the second */
-    int64_t steps, ahead_rows;
+/* Rows of weights to be fetched to L2 while others are worked on. */
+struct ahead {
+    const char *w;
+    int64_t stride, rows;
 };
 
-/* C += A B over the piece. wide: there is a second B tile. */
-VEC void multiply(const struct piece *w, const char *b, const bool wide)
+/* A piece of a panel to rows of A_STRIDE bytes. Rows and k that are not there become zeros. */
+static void copy_piece(char *to, const struct product *p, int64_t panel, int64_t piece, int64_t steps, const struct ahead *ahead)
 {
-    const char *a = w->a, *ahead = w->ahead;
-    for (int64_t i = 0; i < w->steps; i++, a += 64, b += 2048, ahead += 64) {
-        _tile_loadd(4, a, w->stride);
-        _tile_loadd(6, b, 64);
+    const int64_t k = piece * STEPS * EDGE, whole = at_most(steps, (p->w.cols - k) / EDGE), rows = p->w.rows - panel * EDGE;
+    const __mmask32 rest = whole < steps ? (1u << (p->w.cols - k) % EDGE) - 1 : 0;
+    for (int64_t r = 0; r < EDGE; r++, to += A_STRIDE) {
+        const uint16_t *from = (const uint16_t *)dllm_at(p->w, panel * EDGE + at_most(r, rows - 1)) + k;
+        const __mmask32 there = r < rows ? ~0u : 0;
+        if (r % (EDGE / EARLY) == 0 && r / (EDGE / EARLY) < ahead->rows)
+            for (int64_t i = 0; i < whole; i++) _mm_prefetch(ahead->w + r / (EDGE / EARLY) * ahead->stride + i * 64, _MM_HINT_T1);
+        for (int64_t i = 0; i < whole; i++) _mm512_store_si512(to + i * 64, _mm512_maskz_loadu_epi16(there, from + i * EDGE));
+        if (rest) _mm512_store_si512(to + whole * 64, _mm512_maskz_loadu_epi16(there & rest, from + whole * EDGE));
+    }
+    __asm__ volatile("" : : "r"(to) : "memory"); /* tile loads do not tell the compiler what they read */
+}
+
+/* C += A B over a piece. wide: there is a second B tile. B streams past A, which stays in L1: hence the hint in its loads. */
+VEC void multiply(const char *a, int64_t stride, const char *b, int64_t steps, struct ahead ahead, const bool wide)
+{
+    for (int64_t i = 0; i < steps; i++, a += 64, b += STEP, ahead.w += 64) {
+        _tile_loadd(4, a, stride);
+        _tile_stream_loadd(6, b, 64);
         _tile_dpbf16ps(0, 4, 6);
         if (wide) {
-            _tile_loadd(7, b + 1024, 64);
+            _tile_stream_loadd(7, b + 1024, 64);
             _tile_dpbf16ps(1, 4, 7);
         }
-        _tile_loadd(5, a + w->second, w->stride);
+        _tile_loadd(5, a + 16 * stride, stride);
         _tile_dpbf16ps(2, 5, 6);
         if (wide) _tile_dpbf16ps(3, 5, 7);
-        for (int64_t r = 0; r < w->ahead_rows; r++) _mm_prefetch(ahead + r * w->stride, _MM_HINT_T1);
+        for (int64_t r = 0; r < ahead.rows; r++) _mm_prefetch(ahead.w + r * ahead.stride, _MM_HINT_T1);
     }
 }
 
-static void load_home(const char *home)
+/* C tiles of one block go home and those of the next come, one by one, so that the unit never waits for all of them. */
+VEC void exchange(char *done, const char *next, const bool leave, const bool come)
 {
-    _tile_loadd(0, home, 64);
-    _tile_loadd(1, home + 1024, 64);
-    _tile_loadd(2, home + 2048, 64);
-    _tile_loadd(3, home + 3072, 64);
+#define EXCHANGE(tile)                                                                                                             \
+    if (leave) _tile_stored(tile, done + tile * 1024, 64);                                                                         \
+    if (come) _tile_loadd(tile, next + tile * 1024, 64);                                                                           \
+    else _tile_zero(tile)
+    EXCHANGE(0);
+    EXCHANGE(1);
+    EXCHANGE(2);
+    EXCHANGE(3);
 }
 
-static void store_home(char *home)
+static void turn(char *done, char *next, bool fresh)
 {
-    _tile_stored(0, home, 64);
-    _tile_stored(1, home + 1024, 64);
-    _tile_stored(2, home + 2048, 64);
-    _tile_stored(3, home + 3072, 64);
+    if (done && fresh) exchange(done, next, true, false);
+    else if (done) exchange(done, next, true, true);
+    else if (fresh) exchange(done, next, false, false);
+    else exchange(done, next, false, true);
 }
 
-static void zero_tiles(void)
+VEC void transpose_tile(char *to, const char *from)
 {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-
-/* One C tile to its place in the output: outputs first ... of tokens token ... */
-static void store_tile(const struct pass *s, const char *c, int64_t token, int64_t first)
-{
-    const struct product *p = s->p;
-    const __mmask16 m = lanes16(p->w.rows - first);
-    const __m512 bias = p->bias.data ? load16(p->bias.data, p->bias.dtype, first, m) : _mm512_setzero_ps();
     __m512i r[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(c + i * 64);
+    for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(from + i * 64);
     transpose16(r);
-    for (int64_t i = 0; i < 16 && token + i < s->rows; i++) {
-        void *row = dllm_at(p->out, dllm_row(p->out_rows, (int32_t)(s->first + token + i)));
-        const __m512 sum = _mm512_castsi512_ps(r[i]);
-        store16(row, p->out.dtype, first, m, p->bias.data ? _mm512_add_ps(sum, bias) : sum);
-    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 64, r[i]);
 }
 
+/* The C tiles of a block to their place in the output. */
 static void store_block(const struct pass *s, const char *home, int64_t block, int64_t panel)
 {
-    for (int64_t a = 0; a < 2; a++)
-        for (int64_t b = 0; b <= halves(s, block); b++)
-            if (panel * EDGE + a * 16 < s->p->w.rows)
-                store_tile(s, home + (a * 2 + b) * 1024, block * EDGE + b * 16, panel * EDGE + a * 16);
-}
-
-/* The last k of a panel's rows, filled up with zeros: a tile row is always read whole. */
-static void copy_tail(const struct product *p, int64_t panel, int64_t width, char *to)
-{
-    const int64_t k = p->w.cols / EDGE * EDGE;
-    const __mmask32 m = (1u << (p->w.cols - k)) - 1;
-    for (int64_t r = 0; r < width; r++) {
-        const uint16_t *row = dllm_at(p->w, panel * EDGE + r);
-        _mm512_store_si512(to + r * 64, _mm512_maskz_loadu_epi16(m, row + k));
-    }
-}
-
-/* Blocks b0 ... b1 of one panel over one range of k. homes: where their C tiles stay. next: the piece of weights used after this. */
-static void run_panel(const struct pass *s, int64_t panel, int64_t range, int64_t b0, int64_t b1, char *homes, const char *next)
-{
     const struct product *p = s->p;
-    const int64_t width = at_most(EDGE, p->w.rows - panel * EDGE), stride = p->w.stride * 2;
-    const int64_t begin = range * s->range, steps = at_most(s->range, s->steps - begin), blocks = b1 - b0;
-    const bool last = begin + steps == s->steps, tail = last && p->w.cols % EDGE != 0, alone = s->range >= s->steps;
-    char copy[EDGE * 64] __attribute__((aligned(64)));
-    if (tail) copy_tail(p, panel, width, copy);
-    struct piece piece = {.stride = stride, .second = width > 16 ? 16 * stride : 0, .steps = steps - tail};
-    const struct piece end = {.a = copy, .ahead = copy, .stride = 64, .second = width > 16 ? 1024 : 0, .steps = tail};
-    piece.a = (const char *)dllm_at(p->w, panel * EDGE) + begin * 64;
-    configure(width);
-    for (int64_t i = 0; i < blocks; i++) {
-        char *home = alone ? homes : homes + i * HOME;
-        const char *b = packed_at(s, range, b0 + i);
-        const int64_t row = EDGE * i / blocks;
-        piece.ahead = next ? next + row * stride : piece.a;
-        piece.ahead_rows = next ? EDGE * (i + 1) / blocks - row : 0;
-        if (range) load_home(home);
-        else zero_tiles();
-        if (halves(s, b0 + i)) {
-            multiply(&piece, b, true);
-            multiply(&end, b + piece.steps * 2048, true);
-        } else {
-            multiply(&piece, b, false);
-            multiply(&end, b + piece.steps * 2048, false);
+    const int64_t first = panel * EDGE, tokens = at_most(EDGE, s->rows - block * EDGE);
+    const __mmask16 m0 = lanes16(p->w.rows - first), m1 = lanes16(p->w.rows - first - 16);
+    const dllm_mat *b = &p->bias;
+    const __m512 bias0 = b->data ? load16(b->data, b->dtype, first, m0) : _mm512_setzero_ps();
+    const __m512 bias1 = b->data ? load16(b->data, b->dtype, first + 16, m1) : _mm512_setzero_ps();
+    char sums[EDGE * 64] __attribute__((aligned(64)));
+    for (int64_t i = 0; i < tokens; i++) {
+        if (i % 16 == 0) {
+            transpose_tile(sums, home + i / 16 * 1024);
+            transpose_tile(sums + 1024, home + i / 16 * 1024 + 2048);
         }
-        store_home(home);
-        if (last) store_block(s, home, b0 + i, panel);
+        void *row = dllm_at(p->out, dllm_row(p->out_rows, (int32_t)(s->first + block * EDGE + i)));
+        const char *sum = sums + i % 16 * 64;
+        store16(row, p->out.dtype, first, m0, _mm512_add_ps(_mm512_load_ps(sum), bias0));
+        store16(row, p->out.dtype, first + 16, m1, _mm512_add_ps(_mm512_load_ps(sum + 1024), bias1));
     }
+}
+
+/* Where the unit reads a piece of weights. A single block meets it once, so it reads whole rows where they lie, which is as fast as
+ * memory. */
+struct piece {
+    const char *a;
+    int64_t stride;
+    struct ahead ahead;
+};
+
+static struct piece take_piece(const struct pass *s, int64_t panel, int64_t piece, bool once, char *copy, struct ahead next)
+{
+    const dllm_mat *w = &s->p->w;
+    const int64_t steps = steps_of(s, piece);
+    if (once && (panel + 1) * EDGE <= w->rows && (piece * STEPS + steps) * EDGE <= w->cols)
+        return (struct piece){ (const char *)dllm_at(*w, panel * EDGE) + piece * STEPS * 64, w->stride * 2, { .w = copy } };
+    copy_piece(copy, s->p, panel, piece, steps, &next);
+    const int64_t early = at_most(next.rows, EARLY);
+    return (struct piece){ copy, A_STRIDE, { next.w + early * next.stride, next.stride, next.rows - early } };
+}
+
+/* Blocks b0 ... b1 of one panel over one piece. homes: where their C tiles stay. */
+static void run_piece(const struct pass *s, int64_t panel, int64_t piece, int64_t b0, int64_t b1, char *homes, struct ahead next)
+{
+    char copy[EDGE * A_STRIDE] __attribute__((aligned(64)));
+    const int64_t steps = steps_of(s, piece), blocks = b1 - b0;
+    const struct piece w = take_piece(s, panel, piece, blocks == 1, copy, next);
+    const bool last = piece + 1 == s->pieces;
+    for (int64_t i = 0; i < blocks; i++) {
+        char *home = homes + i * HOME;
+        const char *b = packed_at(s, piece, b0 + i);
+        const int64_t row = w.ahead.rows * i / blocks, rows = w.ahead.rows * (i + 1) / blocks - row;
+        const struct ahead ahead = { w.ahead.w + row * w.ahead.stride, w.ahead.stride, rows };
+        turn(i ? home - HOME : NULL, home, piece == 0);
+        if (last && i) store_block(s, home - HOME, b0 + i - 1, panel);
+        if (halves(s, b0 + i)) multiply(w.a, w.stride, b, steps, ahead, true);
+        else multiply(w.a, w.stride, b, steps, ahead, false);
+    }
+    turn(homes + (blocks - 1) * HOME, NULL, true);
+    if (last) store_block(s, homes + (blocks - 1) * HOME, b1 - 1, panel);
+}
+
+static struct ahead look(const struct pass *s, int64_t panel, int64_t piece)
+{
+    if (piece >= s->pieces) return (struct ahead){ .w = s->p->w.data };
+    return (struct ahead){ .w = (const char *)dllm_at(s->p->w, panel * EDGE) + piece * STEPS * 64,
+                           .stride = s->p->w.stride * 2,
+                           .rows = at_most(EDGE, s->p->w.rows - panel * EDGE) };
 }
 
 /* Task: some panels and some blocks of tokens. */
 static void run(void *arg, int task, int thread)
 {
     const struct pass *s = arg;
-    const int64_t p0 = task / s->row_tasks * s->panels_a_task, p1 = at_most(p0 + s->panels_a_task, s->panels);
+    const int64_t p0 = task / s->row_tasks * s->panels_a_task, panels = at_most(s->panels_a_task, s->panels - p0);
     const int64_t b0 = task % s->row_tasks * s->blocks_a_task, b1 = at_most(b0 + s->blocks_a_task, s->blocks);
-    const int64_t ranges = ceil_div(s->steps, s->range), full = s->p->w.rows / EDGE;
-    char *homes = s->homes + thread * s->panels_a_task * s->blocks * HOME;
-    for (int64_t range = 0; range < ranges; range++)
-        for (int64_t panel = p0; panel < p1; panel++) {
-            const bool turn = panel + 1 == p1;
-            const int64_t then = turn ? p0 : panel + 1, k = (range + turn) * s->range * EDGE;
-            const bool fetch = range + turn < ranges && then < full;
-            const char *next = fetch ? (const char *)dllm_at(s->p->w, then * EDGE) + k * 2 : NULL;
-            run_panel(s, panel, range, b0, b1, homes + (panel - p0) * (b1 - b0) * HOME, next);
+    char *homes = s->homes + thread * PANELS * s->blocks * HOME;
+    configure();
+    for (int64_t begin = 0; begin < s->pieces; begin += s->range) {
+        const int64_t pieces = at_most(s->range, s->pieces - begin), count = panels * pieces;
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t panel = i / pieces, j = i + 1;
+            const struct ahead next = j < count ? look(s, p0 + j / pieces, begin + j % pieces) : look(s, p0, begin + pieces);
+            run_piece(s, p0 + panel, begin + i % pieces, b0, b1, homes + panel * (b1 - b0) * HOME, next);
         }
+    }
     _tile_release();
 }
 
-static int64_t larger_packing(int64_t rows, int64_t k) { return ceil_div(at_most(rows, MAX_ROWS), EDGE) * ceil_div(k, EDGE) * 2048; }
+static int64_t packed_bytes(int64_t rows, int64_t k) { return ceil_div(at_most(rows, MAX_ROWS), EDGE) * ceil_div(k, EDGE) * STEP; }
 
 static int64_t homes_bytes(int threads, int64_t rows)
 {
@@ -232,7 +249,7 @@ static int64_t homes_bytes(int threads, int64_t rows)
 
 size_t dllm_linear_amx_scratch(int threads, int64_t rows, int64_t k)
 {
-    return (size_t)(larger_packing(rows, k) + homes_bytes(threads, rows));
+    return (size_t)(packed_bytes(rows, k) + homes_bytes(threads, rows));
 }
 
 /* How the work is cut. None of it changes a result. */
@@ -240,7 +257,9 @@ static void plan(struct pass *s, int threads)
 {
     s->steps = ceil_div(s->p->w.cols, EDGE);
     s->blocks = ceil_div(s->rows, EDGE);
-    s->range = s->blocks > 4 ? A_STEPS : at_most(s->steps, B_BYTES / 2048 / s->blocks);
+    s->pieces = ceil_div(s->steps, STEPS);
+    const int64_t piece_bytes = s->blocks * STEPS * STEP, all = s->blocks * s->steps * STEP;
+    s->range = all <= L2_BYTES ? s->pieces : at_least(1, L2_BYTES / 2 / piece_bytes);
     s->panels = ceil_div(s->p->w.rows, EDGE);
     s->panels_a_task = at_least(1, at_most(PANELS, s->panels / (threads * 4)));
     const int64_t columns = ceil_div(s->panels, s->panels_a_task);
@@ -262,10 +281,10 @@ void dllm_linear_amx(const struct product *p)
         return;
     }
     for (int64_t first = 0; first < p->in_rows.n; first += rows) {
-        struct pass s = {.p = p, .first = first, .rows = at_most(rows, p->in_rows.n - first), .packed = p->d->scratch};
-        s.homes = s.packed + larger_packing(s.rows, k);
+        struct pass s = { .p = p, .first = first, .rows = at_most(rows, p->in_rows.n - first), .packed = p->d->scratch };
+        s.homes = s.packed + packed_bytes(s.rows, k);
         plan(&s, threads);
-        dllm_parallel(threads, (int)(s.blocks * ceil_div(s.steps, s.range)), pack, &s);
+        dllm_parallel(threads, (int)(s.blocks * s.pieces), pack, &s);
         dllm_parallel(threads, (int)(ceil_div(s.panels, s.panels_a_task) * s.row_tasks), run, &s);
     }
 }

@@ -15,12 +15,12 @@ static void spread(char *to, int64_t stride, const void *from, dllm_dtype t, int
     }
 }
 
-const struct dot dllm_dot_avx512bf16 = {.step = 32,
-                                        .size = 2,
-                                        .mr = ROWS,
-                                        .nr = OUTPUTS,
-                                        .native = DLLM_BF16,
-                                        .spread = spread,
-                                        .tile = {tile1, tile2, tile3, tile4},
-                                        .store = store};
+const struct dot dllm_dot_avx512bf16 = { .step = 32,
+                                         .size = 2,
+                                         .mr = ROWS,
+                                         .nr = OUTPUTS,
+                                         .native = DLLM_BF16,
+                                         .spread = spread,
+                                         .tile = { tile1, tile2, tile3, tile4 },
+                                         .store = store };
 #endif

@@ -12,12 +12,12 @@ static void spread(char *to, int64_t stride, const void *from, dllm_dtype t, int
     for (int64_t i = 0; i < n; i += 16, to += stride) _mm512_store_ps(to, load16(from, t, i, lanes16(n - i)));
 }
 
-const struct dot dllm_dot_avx512f = {.step = 16,
-                                     .size = 4,
-                                     .mr = ROWS,
-                                     .nr = OUTPUTS,
-                                     .native = DLLM_F32,
-                                     .spread = spread,
-                                     .tile = {tile1, tile2, tile3, tile4},
-                                     .store = store};
+const struct dot dllm_dot_avx512f = { .step = 16,
+                                      .size = 4,
+                                      .mr = ROWS,
+                                      .nr = OUTPUTS,
+                                      .native = DLLM_F32,
+                                      .spread = spread,
+                                      .tile = { tile1, tile2, tile3, tile4 },
+                                      .store = store };
 #endif

@@ -1,5 +1,5 @@
-/* vec256.h: 8 numbers of any dtype as float32 and back, for files whose target has avx2, fma and f16c. Include after the pragma. AVX2 has no
- * masks for 16-bit elements, so a partial vector passes through a buffer. */
+/* vec256.h: 8 numbers of any dtype as float32 and back, for files whose target has avx2, fma and f16c. Include after the pragma.
+ * AVX2 has no masks for 16-bit elements, so a partial vector passes through a buffer. */
 #ifndef DLLM_VEC256_H
 #define DLLM_VEC256_H
 #include <immintrin.h>
@@ -42,7 +42,7 @@ VEC __m256 load8(const void *p, dllm_dtype t, int64_t i, int64_t n)
 {
     if (n >= 8) return load8_whole(p, t, i);
     const size_t size = t == DLLM_F32 ? 4 : 2;
-    char part[32] = {0};
+    char part[32] = { 0 };
     memcpy(part, (const char *)p + (size_t)i * size, (size_t)n * size);
     return load8_whole(part, t, 0);
 }

@@ -1,4 +1,5 @@
-/* vec512.h: 16 numbers of any dtype as float32 and back, for files whose target has avx512f, bw, vl and dq. Include after the pragma. */
+/* vec512.h: 16 numbers of any dtype as float32 and back, for files whose target has avx512f, bw, vl and dq. Include after the
+ * pragma. */
 #ifndef DLLM_VEC512_H
 #define DLLM_VEC512_H
 #include <immintrin.h>
@@ -8,10 +9,7 @@
 #define VEC static inline __attribute__((always_inline))
 
 /* Lanes below n, for any n: none if n <= 0, all if n >= 16. */
-VEC __mmask16 lanes16(int64_t n)
-{
-    return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1);
-}
+VEC __mmask16 lanes16(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
 
 VEC __m512 widen_bf16(__m256i b) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16)); }
 
@@ -39,7 +37,8 @@ VEC void store16(void *p, dllm_dtype t, int64_t i, __mmask16 m, __m512 x)
     if (t == DLLM_F32) _mm512_mask_storeu_ps((float *)p + i, m, x);
     else
         _mm256_mask_storeu_epi16((uint16_t *)p + i, m,
-                                 t == DLLM_BF16 ? narrow_bf16(x) : _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+                                 t == DLLM_BF16 ? narrow_bf16(x)
+                                                : _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
 /* x as it would be read back after being stored as t */
@@ -69,7 +68,8 @@ VEC void transpose16(__m512i r[16])
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) { /* lane l of r[4 i + j] now holds column 4 l + j of rows 4 i ... 4 i + 3 */
         const __m512i even0 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), odd0 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
-        const __m512i even8 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88), odd8 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+        const __m512i even8 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88),
+                      odd8 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
         t[j] = _mm512_shuffle_i32x4(even0, even8, 0x88);
         t[4 + j] = _mm512_shuffle_i32x4(odd0, odd8, 0x88);
         t[8 + j] = _mm512_shuffle_i32x4(even0, even8, 0xdd);

@@ -1,5 +1,5 @@
-/* x86.h: what the files of this folder tell each other. Every file compiles without -m flags: it raises its own target by pragma and is
- * entered only after cpu.c has asked the processor. */
+/* x86.h: what the files of this folder tell each other. Every file compiles without -m flags: it raises its own target by pragma
+ * and is entered only after cpu.c has asked the processor. */
 #ifndef DLLM_X86_H
 #define DLLM_X86_H
 #include "../bits.h"

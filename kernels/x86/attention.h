@@ -1,0 +1,63 @@
+/* attention.h: how attention is cut. A lane is one query head of one query row; the lanes of a span that read the same k/v head make rows of
+ * a matrix, which tasks take in parts. A lane's result depends neither on its part nor on its neighbours in it. */
+#ifndef DLLM_X86_ATTENTION_H
+#define DLLM_X86_ATTENTION_H
+#include "x86.h"
+#if defined(__x86_64__)
+
+/* The arguments of ops.attend, and the cut. */
+struct attention {
+    dllm_device *d;
+    dllm_mat out;
+    dllm_rows out_rows;
+    dllm_mat q, k, v;
+    const dllm_span *spans;
+    int n_spans;
+    int32_t heads, kv_heads, head_dim, group; /* group: query heads of one k/v head */
+    int64_t lanes_a_task;
+    float scale;         /* of a score, and from powers of e to powers of 2 */
+    size_t own_bytes;    /* of scratch, a thread's */
+};
+
+/* What a task does: lanes [first, first + n) of one k/v head of one span. */
+struct part {
+    dllm_span span;
+    int32_t kv_head;
+    int64_t first, n;
+};
+
+/* A way to attend. scratch must be a multiple of 64. */
+struct attention_way {
+    void (*run)(const struct attention *a, const struct part *p, char *scratch);
+    size_t (*scratch)(int64_t keys, int64_t head_dim);
+};
+extern const struct attention_way dllm_attention_avx2, dllm_attention_avx512f, dllm_attention_amx;
+
+enum { ATTENTION_LANES = 32 }; /* parts are multiples of it */
+
+static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+static inline char *head_at(dllm_mat m, int64_t row, int64_t head, int64_t head_dim)
+{
+    return (char *)dllm_at(m, row) + (size_t)(head * head_dim) * (m.dtype == DLLM_F32 ? 4 : 2);
+}
+
+/* Lane i of a part: its query head, and where its result goes. */
+static inline const char *lane_query(const struct attention *a, const struct part *p, int64_t i)
+{
+    return head_at(a->q, p->span.q_first + (p->first + i) / a->group, p->kv_head * a->group + (p->first + i) % a->group, a->head_dim);
+}
+
+static inline char *lane_out(const struct attention *a, const struct part *p, int64_t i)
+{
+    const int32_t row = p->span.q_first + (int32_t)((p->first + i) / a->group);
+    return head_at(a->out, dllm_row(a->out_rows, row), p->kv_head * a->group + (p->first + i) % a->group, a->head_dim);
+}
+
+/* The part's k/v head of its first slot. */
+static inline const char *part_keys(const struct attention *a, const struct part *p, dllm_mat m)
+{
+    return head_at(m, p->span.k_first, p->kv_head, a->head_dim);
+}
+#endif
+#endif

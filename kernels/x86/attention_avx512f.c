@@ -1,0 +1,8 @@
+/* Attention in 512-bit vectors. */
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
+#define LANES 16
+#include "attention_body.h"
+
+const struct attention_way dllm_attention_avx512f = {run, scratch};
+#endif

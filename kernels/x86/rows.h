@@ -1,0 +1,33 @@
+/* rows.h: how kernels that go row by row share the rows among threads. */
+#ifndef DLLM_X86_ROWS_H
+#define DLLM_X86_ROWS_H
+#include "x86.h"
+#if defined(__x86_64__)
+
+/* The arguments of any of these kernels; a kernel uses the ones it has. row() does row i. */
+struct rows_job {
+    void (*row)(const struct rows_job *job, int32_t i, int thread);
+    dllm_device *d;
+    dllm_mat out, x, y, z;
+    dllm_rows out_rows, x_rows, y_rows;
+    int32_t n, head_dim, rows_a_task;
+    float scalar;
+    bool flag;
+    const int32_t *ids;
+    void *result[3];
+    const dllm_sampling *how;
+    const dllm_key *keys;
+    const void *noise;
+    const int32_t *noise_rows;
+};
+
+/* Does all rows, of about `work` simple operations each, on at most `threads` threads. */
+void dllm_rows_run(struct rows_job *job, int threads, int64_t work);
+
+/* Sampling that no vector would make much faster: the plain-C kernel, one row a task. */
+void dllm_rows_draw(struct rows_job *job);
+
+void dllm_rows_avx2(dllm_ops *t);
+void dllm_rows_avx512f(dllm_ops *t);
+#endif
+#endif

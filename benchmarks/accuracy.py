@@ -1,8 +1,8 @@
 """How right the answers stay, and what they cost, with every caching method and setting: python benchmarks/accuracy.py
 
-Runs the tiny trained models of the package on the puzzles of tiny_tasks.py, in ragged batches through the public functions. For every
-setting: the share of answers that are right, task by task and in all, with 95 % Wilson intervals over all puzzles and seeds, and
-multiply-adds (two each) and passes. Puzzles with many right answers are drawn at temperature 1 and checked against themselves.
+Runs the tiny trained models of the package on the puzzles of tiny_tasks.py, in ragged batches through the public functions. For
+every setting: the share of answers that are right, task by task and in all, with 95 % Wilson intervals over all puzzles and seeds,
+and multiply-adds (two each) and passes. Puzzles with many right answers are drawn at temperature 1 and checked against themselves.
 Writes benchmarks/results/accuracy-FAMILY.md, .json and, if matplotlib is there, .png.
 """
 
@@ -53,9 +53,9 @@ def settings(family: str) -> list[Setting]:
         Setting("dyllm", f"{tau:g}", DyLLM(tau)) for tau in (0.9999, 0.999, DyLLM.default(family).tau, 0.98, 0.95, 0.9, 0.7, 0.0)
     ]
     methods = none + dllm + sparse + dyllm
-    defaults = [(name, kind.default(family)) for name, kind in (("dllm-cache", DLLMCache), ("sparse-dllm", SparseDLLM), ("dyllm", DyLLM))]
-    several = [Setting(name, f"{each} a step", cache, each) for each in (2, 4, 8) for name, cache in [("none", None), *defaults]]
-    sure = [Setting(name, "threshold 0.9", cache, 1, {"threshold": 0.9}) for name, cache in [("none", None), *defaults]]
+    defaults = [("none", None), *((kind.name, kind.default(family)) for kind in (DLLMCache, SparseDLLM, DyLLM))]
+    several = [Setting(name, f"{each} a step", cache, each) for each in (2, 4, 8) for name, cache in defaults]
+    sure = [Setting(name, "threshold 0.9", cache, 1, {"threshold": 0.9}) for name, cache in defaults]
     return methods + several + sure
 
 
@@ -70,9 +70,7 @@ def answer(model: Any, prompts: list[np.ndarray], setting: Setting, block: int, 
     if model.config["family"] == "llada":
         out = model.generate(prompts, gen_length=tasks.ANSWER, return_dict=True, **options)
     else:
-        out = model.diffusion_generate(
-            prompts, max_new_tokens=tasks.ANSWER, alg="entropy", return_dict_in_generate=True, **options
-        )
+        out = model.diffusion_generate(prompts, max_new_tokens=tasks.ANSWER, alg="entropy", return_dict_in_generate=True, **options)
     return np.stack([np.asarray(row)[-tasks.ANSWER :] for row in out.sequences]), out.stats
 
 
@@ -118,11 +116,12 @@ def table(rows: list[dict], facts: dict) -> str:
     lines = [
         f"# Accuracy and cost: the tiny {facts['family']} model",
         "",
-        f"{facts['count']} puzzles a task ({facts['seeds']} seeds), {tasks.ANSWER} tokens in blocks of {facts['block']}, one token "
-        f"a step unless it says otherwise. Right answers in per cent with 95 % Wilson intervals. {facts['when']}, {facts['machine']}.",
+        f"{facts['count']} puzzles a task ({facts['seeds']} seeds), {tasks.ANSWER} tokens in blocks of {facts['block']}, one token",
+        "a step unless it says otherwise. Right answers in per cent with 95 % Wilson intervals.",
+        f"{facts['when']}, {facts['machine']}.",
         "",
-        "dllm-cache: prompt interval / answer interval / share; sparse-dllm: share kept / pool; dyllm: tau. Options that are not named "
-        "are the method's default for the family.",
+        "dllm-cache: prompt interval / answer interval / share; sparse-dllm: share kept / pool; dyllm: tau.",
+        "Options that are not named are the method's default for the family.",
         "",
         *("| " + " | ".join(line) + " |" for line in (head, ["---", *["---:"] * (len(head) - 1)])),
     ]
@@ -154,8 +153,9 @@ def plot(rows: list[dict], facts: dict, path: pathlib.Path) -> bool:
         own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["flops"])
         shares = [summed(row)[0] / summed(row)[1] for row in own]
         ends = [wilson(*summed(row)) for row in own]
-        errors = [[s - low for s, (low, _) in zip(shares, ends, strict=True)], [high - s for s, (_, high) in zip(shares, ends, strict=True)]]
-        axes.errorbar([row["flops"] / 1e6 for row in own], [100 * s for s in shares], 100 * np.maximum(errors, 0), fmt="o", ms=4, label=method)
+        errors = np.array([(share - low, high - share) for share, (low, high) in zip(shares, ends, strict=True)]).clip(0).T
+        costs = [row["flops"] / 1e6 for row in own]
+        axes.errorbar(costs, 100 * np.array(shares), 100 * errors, fmt="o", ms=4, label=method)
     axes.set(xlabel="MFLOP a sequence", ylabel="right answers, %", title=f"tiny {facts['family']}, all tasks", xscale="log")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,8 +1,8 @@
 """What the tiny models of the package are trained on: small puzzles over characters, as ids, with what makes an answer right.
 
-A prompt is an upper-case letter, the puzzle and "="; the answer is followed by end tokens up to any length. Those tasks are here
-whose answers lean on tokens that were decoded before: a free palindrome has to mirror letters that nobody gave it. In every batch all
-puzzles of a task are of one length, so that prompts and answers are plain arrays.
+A prompt is an upper-case letter, the puzzle and "="; the answer is followed by end tokens up to any length. Most answers lean on
+tokens that were decoded before: a free palindrome has to mirror letters that nobody gave it. All puzzles that are made together are
+of one length, so that prompts and answers are plain arrays.
 """
 
 from collections.abc import Callable

@@ -51,6 +51,30 @@ static PyObject *py_cpu_levels(PyObject *module, PyObject *unused)
     return list;
 }
 
+static PyObject *options_of(int method)
+{
+    PyObject *options = PyDict_New();
+    const char *name, *help;
+    double fallback;
+    for (int i = 0; options && (name = dllm_strategy_option(method, i, &help, &fallback)); i++) {
+        PyObject *about = Py_BuildValue("{s:d,s:s}", "default", fallback, "help", help);
+        if (!about || PyDict_SetItemString(options, name, about) < 0) Py_CLEAR(options);
+        Py_XDECREF(about);
+    }
+    return options;
+}
+
+static PyObject *py_strategies(PyObject *module, PyObject *unused)
+{
+    PyObject *all = PyDict_New();
+    for (int i = 0; all && dllm_strategy_name(i); i++) {
+        PyObject *options = options_of(i);
+        if (!options || PyDict_SetItemString(all, dllm_strategy_name(i), options) < 0) Py_CLEAR(all);
+        Py_XDECREF(options);
+    }
+    return all;
+}
+
 static PyObject *py_load_cuda(PyObject *module, PyObject *arg)
 {
     PyObject *path;
@@ -63,6 +87,7 @@ static PyObject *py_load_cuda(PyObject *module, PyObject *arg)
 
 static PyMethodDef functions[] = {
     { "cpu_levels", py_cpu_levels, METH_NOARGS, "Instruction-set levels this processor has, best last." },
+    { "strategies", py_strategies, METH_NOARGS, "The caching methods: name to option to default and help." },
     { "load_cuda", py_load_cuda, METH_O, "load_cuda(path): opens the CUDA plug-in; its device count." },
     { 0 },
 };

@@ -48,7 +48,7 @@ struct dllm_strategy {
     void (*after_layer)(dllm_session *s, dllm_sequence *q, dllm_rows exact, int32_t first_query);
 };
 
-extern const dllm_strategy dllm_strategy_none, dllm_strategy_dllm_cache, dllm_strategy_sparse_dllm, dllm_strategy_dyllm;
+extern const dllm_strategy dllm_strategy_none;
 const dllm_strategy *dllm_strategy_find(const char *name); /* NULL: no such method */
 const dllm_strategy *dllm_strategy_at(int i);              /* NULL past the end */
 #endif

@@ -3,7 +3,19 @@
 
 #include "strategy.h"
 
-static const dllm_strategy *const all[] = { &dllm_strategy_none, &dllm_strategy_dllm_cache, &dllm_strategy_sparse_dllm, &dllm_strategy_dyllm };
+/* strategy_<name>.c defines dllm_strategy_<name>. */
+#define METHODS(X) \
+    X(none)        \
+    X(dllm_cache)  \
+    X(sparse_dllm) \
+    X(dyllm)
+
+#define DECLARE(name) extern const dllm_strategy dllm_strategy_##name;
+#define ADDRESS(name) &dllm_strategy_##name,
+
+METHODS(DECLARE)
+
+static const dllm_strategy *const all[] = { METHODS(ADDRESS) };
 
 const dllm_strategy *dllm_strategy_at(int i) { return i >= 0 && i < (int)(sizeof all / sizeof *all) ? all[i] : NULL; }
 

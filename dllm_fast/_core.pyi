@@ -109,6 +109,9 @@ def rope_table(positions: NDArray[np.int32], head_dim: int, theta: float) -> tup
 def cpu_levels() -> list[str]:
     """Instruction-set levels this processor has, best last; the first is "c"."""
 
+def strategies() -> dict[str, dict[str, dict[str, Any]]]:
+    """The caching methods of the core: name to option to {"default", "help"}."""
+
 def load_cuda(path: str) -> int:
     """Opens the CUDA plug-in; its device count. DeviceError says in one line why not."""
 

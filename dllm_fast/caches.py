@@ -8,6 +8,8 @@ generate(model, prompt, cache=DLLMCache.preset("gsm8k", "llada-instruct"))
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from . import _core
+
 # dLLM-Cache's own evaluation settings: task -> (prompt interval, answer interval). Where the authors give two, the faster one.
 _DLLM_CACHE_TASKS: dict[str, dict[str, tuple[int, int]]] = {
     "llada-base": {
@@ -148,6 +150,18 @@ class DyLLM:
         return {"strategy": (self.name, options), "shift": self.shift}
 
 
+@dataclass(frozen=True)
+class CoreMethod:
+    """A method that the core knows and this file has no class for: name and options as the core lists them."""
+
+    name: str
+    options: tuple[tuple[str, float], ...] = ()
+
+    def params(self) -> dict[str, Any]:
+        """As the core takes it."""
+        return {"strategy": (self.name, dict(self.options))}
+
+
 CACHES: dict[str, Any] = {c.name: c for c in (DLLMCache, SparseDLLM, DyLLM)}
 
 # How the official repositories spell it: their class, and their names of what is called otherwise here.
@@ -164,18 +178,26 @@ def dLLMCacheConfig(  # noqa: N802  (the name that dLLM-Cache's users type)
 
 def as_cache(cache: Any, family: str) -> Any:
     """None, a name, a dict {"name": ..., option: value}, or a cache object, as a cache object or None."""
-    if cache is None or isinstance(cache, tuple(CACHES.values())):
+    if cache is None or isinstance(cache, (CoreMethod, *CACHES.values())):
         return cache
     if isinstance(cache, dict):
         options = {_SPELLINGS.get(k, k): v for k, v in cache.items() if k != "name"}
+        if _only_core(cache.get("name")):
+            return CoreMethod(cache["name"], tuple(options.items()))
         kind = _known(CACHES, cache.get("name"), "cache")
         strange = sorted(set(options) - set(kind.__dataclass_fields__))
         if strange:
             raise TypeError(f"{kind.name} has no option {strange[0]!r}; it has {', '.join(kind.__dataclass_fields__)}")
         return kind(**options)
     if isinstance(cache, str):
+        if _only_core(cache):
+            return CoreMethod(cache)
         return _known(CACHES, cache, "cache").default(family)
     raise TypeError(f"cache={cache!r}: a name ({', '.join(CACHES)}), DLLMCache, SparseDLLM or DyLLM expected")
+
+
+def _only_core(name: Any) -> bool:
+    return name not in CACHES and name != "none" and name in _core.strategies()
 
 
 def _known(table: dict[Any, Any], key: Any, what: str) -> Any:

@@ -1,7 +1,8 @@
-"""The command dllm-fast: info, check, generate."""
+"""The command dllm-fast: info, check, generate, bench."""
 
 import argparse
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -43,6 +44,20 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--seed", type=int, default=0)
     check.add_argument("--timing", action="store_true", help="also time both")
     check.set_defaults(run=_check)
+
+    bench = commands.add_parser("bench", help="every caching method against the uncached run")
+    bench.add_argument("model", nargs="?", metavar="MODEL", help="a checkpoint folder or hub id; default: the one shipped here")
+    bench.add_argument("--cache", default="all", help="methods, by commas; default: all")
+    bench.add_argument("--prompt-length", type=int, default=64, help="random tokens (default 64)")
+    bench.add_argument("--gen-length", type=int, default=64)
+    bench.add_argument("--block-length", type=int, default=32)
+    bench.add_argument("--steps", type=int, help="default: one a token")
+    bench.add_argument("--batch", type=int, default=1)
+    bench.add_argument("--repeats", type=int, default=3, help="the fastest of so many runs counts")
+    bench.add_argument("--dtype", default="auto")
+    bench.add_argument("--threads", type=int)
+    bench.add_argument("--out", metavar="FILE", help="also write FILE.md, FILE.json and, with matplotlib, FILE.png")
+    bench.set_defaults(run=_bench)
 
     gen = commands.add_parser("generate", help="answer a prompt")
     gen.usage = "dllm-fast generate [MODEL] PROMPT [options]"
@@ -117,6 +132,28 @@ def _print_kernel(level: str, kernel: str, cases: list[dict], timing: bool) -> N
     for r in cases:
         if not r["ok"]:
             print(f"    FAIL {r['case']}: error {r['error']:.3g}, allowed {r['tolerance']:.3g}")
+
+
+# ---- bench ----------------------------------------------------------------------------------------------------------------------
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from . import bench
+
+    model = load(args.model, dtype=args.dtype, threads=args.threads)
+    c, caches = model.config, list(CACHES) if args.cache == "all" else args.cache.split(",")
+    random = np.random.default_rng(0)
+    words = np.setdiff1d(np.arange(c["vocab"]), [c[name] for name in SPECIAL])
+    prompt = random.choice(words, (args.batch, args.prompt_length))
+    lengths = {"gen_length": args.gen_length, "block_length": args.block_length, "steps": args.steps or args.gen_length}
+    rows = bench.run(model, prompt, caches, args.repeats, **lengths)
+    where = f"{model.dtype} on {model.device} ({model.backend}, {model.threads} threads)"
+    shape = f"prompt {args.prompt_length}, answer {args.gen_length}, block {args.block_length}, {lengths['steps']} steps"
+    about = f"{c['family']}, {c['layers']} layers of {c['dim']}, {where}; batch {args.batch}, {shape}"
+    print(about + "\n\n" + bench.markdown(rows))
+    if args.out:
+        bench.write(rows, about, pathlib.Path(args.out))
+    return 0
 
 
 # ---- generate -------------------------------------------------------------------------------------------------------------------

@@ -176,6 +176,7 @@ def selections(case: Mapping[str, Any], a: Arrays, check: Check, watch: Watch, w
                 at, here = (block, layer, b) if case["batch"] > 1 else (block, layer), f"block {block}, layer {layer}, row {b}"
                 score = mine["seen"][layer][b][outside]
                 pooled = pooled_over(score, case["kernel_size"])
+                check.same(f"keep_num, {here}", len(mine["chosen"][layer][b]), n)
                 check.same(f"kept, {here}", mine["chosen"][layer][b], np.sort(a[which + "kept"][at]))
                 if which != "fixed_":
                     check.close(f"importance, {here}", score, a[which + "importance"][at], TENSOR)
@@ -184,7 +185,6 @@ def selections(case: Mapping[str, Any], a: Arrays, check: Check, watch: Watch, w
                     check.close(f"importance_pooled, {here}", pooled, a["importance_pooled"][at], TENSOR)
                 order = np.sort(pooled)[::-1]
                 ties.append(0 < n < len(order) and order[n - 1] == order[n])
-    check.same("keep_num", sorted({len(r) for m in watch.steps[BUILD::per_block] for layer in m["chosen"] for r in layer} or {n}), [n])
     if which == "" and "boundary_sets" in case:
         check.same("boundary ties, boundary sets", [sum(ties), len(ties)], [case["boundary_ties"], case["boundary_sets"]])
 
@@ -238,31 +238,40 @@ def first_logits(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Chec
 
 
 def schedule(folder: Folder, table: Mapping[str, Any], check: Check) -> None:
-    """Time steps bit for bit; how many of m masks every forward moves, by sessions of one block of which all but m + 1 tokens are given."""
+    """Time steps bit for bit; how many of m masks every forward moves: in float32 from these times, and for some m by the core itself."""
     from dllm_fast import _core
 
     check.known("setting", table, {"steps_per_block", "eps", "timesteps_f32_hex", "first_step", "moved"})
-    steps, moved = table["steps_per_block"], table["moved"]
+    steps, moved = table["steps_per_block"], np.array(table["moved"])
     times = _core.times(steps, table["eps"])
     check.same("timesteps", [float(t) for t in times], [float.fromhex(t) for t in table["timesteps_f32_hex"]])
     check.same("first_step, steps", [table["first_step"], len(moved)], [1, steps - 1])
-    most = len(moved[0]) - 1
+    share = np.append(1 - times[2:] / times[1:-1], np.float32(1))[: steps - 1]
+    share[-1] = 1
+    masks = np.arange(moved.shape[1], dtype=np.float32)
+    check.same("moved", (masks * share[:, None]).astype(np.int32), moved)
+    some = [m for m in (1, 8, 31) if m < moved.shape[1]]
     model = folder.model(next(c["model"] for c in folder.manifest["cases"] if c["family"] == "dream")).core
-    params = {"answer_len": most + 1, "block_len": most + 1, "steps": steps, "rule": "first", "score": "prob", "eps": table["eps"]}
-    params["mask_id"] = folder.manifest["mask_id"]
-    every = [_core.Session(model, params, [np.array([5], np.int32)] * (most + 1)) for _ in range(1)]
-    session, mine = every[0], []
+    check.same("moved by the core", moved_by_core(model, some, steps, table["eps"], folder.manifest["mask_id"]), moved[:, some])
+
+
+def moved_by_core(model: Any, masks: list[int], steps: int, eps: float, mask_id: int) -> np.ndarray:
+    """A sequence for every number of masks, of which so many are put back after each step; the first forward writes the block's first row."""
+    from dllm_fast import _core
+
+    answer = max(masks) + 1
+    params = {"answer_len": answer, "block_len": answer, "steps": steps, "rule": "first", "score": "prob", "eps": eps, "mask_id": mask_id}
+    session, mine = _core.Session(model, params, [np.array([5], np.int32)] * len(masks)), []
     logits = np.zeros((session.rows, model.config["vocab"]), np.float32)
     logits[:, 7] = 3
-    width = most + 2
-    for i in range(steps):
-        if i:  # sequence m has m masks left; its first answer row was written by forward 0
-            ids = np.full((most + 1, width), 7, np.int32)
-            for m in range(most + 1):
-                ids[m, 2 : 2 + m] = params["mask_id"]
-            session.set_tokens(ids.ravel())
+    ids = np.full((len(masks), answer + 1), 7, np.int32)
+    for b, m in enumerate(masks):
+        ids[b, 2 : 2 + m] = mask_id
+    for _ in range(steps):
         session.forward()
         session.decide(logits)
-        mine.append(np.bincount(session.revealed() // width, minlength=most + 1))
-    check.same("the first forward writes the block's first token", mine[0], np.ones(most + 1))
-    check.same("moved", np.array(mine[1:]), moved)
+        mine.append(np.bincount(session.revealed() // (answer + 1), minlength=len(masks)))
+        session.set_tokens(ids.ravel())
+    if not (mine[0] == 1).all():
+        raise AssertionError(f"the first forward wrote {mine[0].tolist()} rows, not one each")
+    return np.array(mine[1:])

@@ -222,6 +222,10 @@ int main(int argc, char **argv)
     dllm_model_close(NULL);
     dllm_device_close(NULL);
     dllm_checkpoint_close(NULL);
+    if (argc == 2 && strcmp(argv[1], "--methods") == 0) {
+        for (int i = 0; dllm_strategy_name(i); i++) printf("%s\n", dllm_strategy_name(i));
+        return 0;
+    }
     for (int i = 1; i < argc; i++) check_folder(argv[i]);
     printf("%d passed, %d failed\n", passed, failed);
     return failed > 0 || passed == 0;

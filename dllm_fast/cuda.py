@@ -21,13 +21,11 @@ def state() -> tuple[int, str]:
 
 
 def resolve(device: str) -> str:
-    """The core's name of a device. "auto" is the CPU where no GPU is usable; asking for CUDA in vain is a DeviceError."""
+    """The core's name of a device. "auto" is the CPU until the plug-in has kernels; asking for CUDA in vain is an error."""
     device = str(device)
-    if device != "auto" and not device.startswith("cuda"):
-        return device
+    if not device.startswith("cuda"):
+        return "cpu" if device == "auto" else device
     count, line = state()
     if count:
         return device
-    if device == "auto":
-        return "cpu"
     raise _core.DeviceError(f"device {device!r}: {line}")

@@ -97,11 +97,13 @@ def test_check_for_real(capsys):
     assert re.search(r"^(\d+) of \1 cases agree$", capsys.readouterr().out, re.M)
 
 
-def test_as_a_program():
+def test_as_a_program(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(pathlib.Path(dllm_fast.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-m", "dllm_fast", "--version"], capture_output=True, text=True, env=env, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dllm_fast", "--version"], capture_output=True, text=True, env=env, cwd=tmp_path, check=True
+    )
     assert done.stdout == f"dllm_fast {dllm_fast.__version__}\n"
-    done = subprocess.run([sys.executable, "-m", "dllm_fast"], capture_output=True, text=True, env=env)
+    done = subprocess.run([sys.executable, "-m", "dllm_fast"], capture_output=True, text=True, env=env, cwd=tmp_path)
     assert done.returncode == 2 and "COMMAND" in done.stderr
 
 

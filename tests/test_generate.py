@@ -496,7 +496,11 @@ except KeyboardInterrupt:
 
 def test_ctrl_c_leaves_the_model_usable():
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(MODELS / "llada_tiny")], stdout=subprocess.PIPE, text=True, env=environment()
+        [sys.executable, "-c", INTERRUPTED, str(MODELS / "llada_tiny")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=MODELS,
     )
     assert process.stdout.readline() == "running\n"
     process.send_signal(signal.SIGINT)
@@ -512,7 +516,7 @@ def environment():
 def test_import_is_light():
     heavy = ("torch", "transformers", "huggingface_hub", "tqdm", "argparse")
     code = f"import sys, dllm_fast; print([m for m in {heavy} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment(), cwd=MODELS)
     assert out.stdout == "[]\n"
 
 

@@ -1,8 +1,9 @@
 """Trains the tiny models of the package: python benchmarks/train_tiny.py --family llada --out DIR --minutes 30
 
 One thread of a CPU, the puzzles of tiny_tasks.py, the masked diffusion loss: a share t of the answer is masked, t uniform in 0..1,
-and the model fills it in. The folder is a checkpoint like the official ones (their names, bfloat16), with train.json beside: how it
-was made and how often it is right. The same seed and the same --steps give the same weights on one machine.
+or a share of a block of it and all that follows, as when an answer is written block by block; the model fills it in. The folder is
+a checkpoint like the official ones (their names, bfloat16), with train.json beside: how it was made and how often it is right. The
+same seed and the same --steps give the same weights on one machine.
 """
 
 import argparse
@@ -20,9 +21,10 @@ from torch.nn import functional as F
 DIM, LAYERS, HEADS, FFN, THETA, MAX_LEN = 128, 4, 4, 384, 10000.0, 256
 HEAD = DIM // HEADS
 RATE, BATCH, WARMUP = 1.5e-3, 48, 50
-END_WEIGHT = 0.1  # of an end token in the loss: there are many, and they are easy
-# A hard task and an easy one in every step, in rotation: all of them at once, in smaller batches, do not learn the hard ones.
-HARD, EASY = ("addition", "sorting", "walk"), ("palindrome", "doubled", "reverse")
+END_WEIGHT = 0.2  # of an end token in the loss: there are many, and they are easy
+LONGEST_BLOCK = 16
+# Two tasks a step, in rotation, the hard ones more often. All of them at once, in smaller batches, do not learn the hard ones.
+PAIRS = tuple(pair for easy in ("palindrome", "doubled", "reverse") for pair in (("sorting", "walk"), ("addition", easy)))
 
 LLADA = {
     "embed": "model.transformer.wte.weight",
@@ -139,16 +141,25 @@ def loss_of(net: Net, name: str, rng: np.random.Generator) -> Tensor:
     size = task.size if rng.random() < 0.5 else int(rng.integers(task.shortest, task.size + 1))
     prompts, answers = task.make(rng, BATCH, size)
     spare = (int(rng.integers(1, 5)), tasks.ANSWER - answers.shape[1], 2 * tasks.ANSWER - answers.shape[1])
-    answers = tasks.padded(answers, answers.shape[1] + int(rng.choice(spare, p=(0.6, 0.35, 0.05))))
-    share = (np.arange(BATCH)[:, None] + rng.random()) / BATCH
-    masked = rng.random(answers.shape) < share
+    answers = tasks.padded(answers, answers.shape[1] + int(rng.choice(spare, p=(0.5, 0.45, 0.05))))
+    masked, asked = masks(rng, *answers.shape)
     ids = torch.from_numpy(np.concatenate([prompts, np.where(masked, tasks.MASK, answers)], axis=1))
     with torch.autocast("cpu", torch.bfloat16):
         logits = net.logits(ids, prompts.shape[1])
-    wanted, chosen = torch.from_numpy(answers), torch.from_numpy(masked)
+    wanted, chosen = torch.from_numpy(answers), torch.from_numpy(asked)
     losses = F.cross_entropy(logits[chosen].float(), wanted[chosen], reduction="none")
     weights = torch.where(wanted[chosen] == tasks.EOS, END_WEIGHT, 1.0)
     return (losses * weights).sum() / weights.sum()
+
+
+def masks(rng: np.random.Generator, rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(masked, asked for). In half of the rows everything right of a block is masked too, and only the block is asked for."""
+    share = (np.arange(rows)[:, None] + rng.random()) / rows
+    column, first = np.arange(width), rng.integers(0, width, (rows, 1))
+    inside = (column >= first) & (column < first + rng.integers(1, LONGEST_BLOCK + 1, (rows, 1)))
+    drawn, blocks = rng.random((rows, width)) < share, rng.random((rows, 1)) < 0.5
+    masked = np.where(blocks, (column >= first) & (drawn | ~inside), drawn)
+    return masked, masked & (inside | ~blocks)
 
 
 class Schedule:
@@ -176,7 +187,7 @@ def train(net: Net, schedule: Schedule, seed: int, report: "Report") -> int:
     while (rate := schedule.rate(step)) is not None:
         for group in optimizer.param_groups:
             group["lr"] = rate
-        for name in (HARD[step % len(HARD)], EASY[step // len(HARD) % len(EASY)]):
+        for name in PAIRS[step % len(PAIRS)]:
             loss = loss_of(net, name, rng)
             (loss / 2).backward()
             report.add(name, loss.item())
@@ -272,6 +283,27 @@ def export(net: Net, family: str, out: str) -> None:
         file.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
 
 
+def weights_of(folder: str) -> dict[str, Tensor]:
+    """What export wrote."""
+    with open(os.path.join(folder, "model.safetensors"), "rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        blob = bytearray(file.read())
+    places = {name: (entry["data_offsets"], entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return {
+        name: torch.frombuffer(blob[low:high], dtype=torch.bfloat16).view(shape).float().requires_grad_()
+        for name, ((low, high), shape) in places.items()
+    }
+
+
+def earlier_steps(folder: str | None) -> int:
+    """How many led to the weights that training started from."""
+    if not folder:
+        return 0
+    with open(os.path.join(folder, "train.json"), encoding="utf-8") as file:
+        facts = json.load(file)
+    return facts["steps"] + facts["earlier_steps"]
+
+
 def _write_json(path: str, content: dict) -> None:
     with open(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(content, indent=2) + "\n")
@@ -283,17 +315,20 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="the folder to write")
     parser.add_argument("--minutes", type=float, default=30, help="wall clock")
     parser.add_argument("--steps", type=int, help="instead of minutes: train.json says how many there were")
+    parser.add_argument("--start", help="a folder that this program wrote: go on from its weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=256, help="puzzles a task in the final count")
-    parser.add_argument("--every", type=float, default=180, help="seconds between reports")
+    parser.add_argument("--every", type=float, default=240, help="seconds between reports")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
     started, cpu = time.monotonic(), time.process_time()
     net = Net(args.family, torch.Generator().manual_seed(args.seed))
+    if args.start:
+        net.weights = weights_of(args.start)
     steps = train(net, Schedule(args.minutes, args.steps), args.seed, Report(args.family, args.out, args.every))
-    facts = {"family": args.family, "seed": args.seed, "steps": steps, "torch": torch.__version__}
-    facts |= {"parameters": sum(w.numel() for w in net.weights.values())}
+    facts = {"family": args.family, "seed": args.seed, "steps": steps, "earlier_steps": earlier_steps(args.start)}
+    facts |= {"torch": torch.__version__, "parameters": sum(w.numel() for w in net.weights.values())}
     facts |= {"seconds": round(time.monotonic() - started), "cpu_seconds": round(time.process_time() - cpu)}
     export(net, args.family, args.out)
     net.weights = {name: w.detach().to(torch.bfloat16).float() for name, w in net.weights.items()}

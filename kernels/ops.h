@@ -82,7 +82,7 @@ struct dllm_ops {
 
     /* The ΔV form, for rows whose own input stood still: out[out_rows_i] = old[old_rows_i] + sum over the span's columns c of p_c dv_c / sum p
      * -> T, where p is the softmax over all keys of the span, as above, and column c is key slot changed_c and row c of dv. Spans count
-     * rows of q from 0, columns[span] names a part of changed; out may be old. */
+     * rows of q from 0, columns[span] names a part of changed; no columns: old. out may be old. */
     void (*attend_delta)(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat old, dllm_rows old_rows, dllm_mat q, dllm_mat k,
                          dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns, int n_spans, int32_t heads,
                          int32_t kv_heads);

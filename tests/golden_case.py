@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import lzma
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -100,7 +103,7 @@ class Folder:
         for root in roots:
             for place in (root / name, root / "models" / name):
                 if (place / "config.json").exists():
-                    return str(place)
+                    return unpacked(place)
         raise FileNotFoundError(f"no model {name} in {', '.join(str(r) for r in roots)}")
 
     def model(self, name: str, dtype: str = "float32") -> Any:
@@ -121,6 +124,21 @@ class Folder:
         """The arrays of one case: keys `case/...` of the archive, without the prefix."""
         z = self.npz(file)
         return {k[len(case) + 1 :]: z[k] for k in z.files if k.startswith(case + "/")}
+
+
+_unpacked: list[tempfile.TemporaryDirectory] = []  # they are removed when the program ends
+
+
+@functools.cache
+def unpacked(folder: pathlib.Path) -> str:
+    """The folder of a model; or, if its weights are kept as model.safetensors.xz, a copy of it for as long as the program runs."""
+    if not (folder / "model.safetensors.xz").exists():
+        return str(folder)
+    _unpacked.append(tempfile.TemporaryDirectory(prefix="dllm_fast_"))
+    copy = pathlib.Path(_unpacked[-1].name) / folder.name
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.xz", "cases"))
+    (copy / "model.safetensors").write_bytes(lzma.decompress((folder / "model.safetensors.xz").read_bytes()))
+    return str(copy)
 
 
 @functools.cache

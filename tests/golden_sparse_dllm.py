@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from golden_case import CONFIDENCE, TENSOR, Case, Check, Folder
-from golden_state import Arrays, Watch, guided, read_arrays, scores_of
+from golden_state import Arrays, Watch, read_arrays, scores_along, scores_of
 
 TOP_KEYS = {
     "format", "method", "upstream", "torch", "transformers", "numpy", "dtype", "device", "threads", "mask_id", "vocab", "weight_seed",
@@ -219,7 +219,7 @@ def first_logits(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Chec
     arguments["params"] |= {"rule": "quota", "temperature": 0.0, "top_p": 1.0, "top_k": 0}
     trace = a["trace"][: len(a["block0_logits"])]
     start, b = case["prompt_len"], case["block_length"]
-    for i, seen in enumerate(guided(folder, case, check, arguments, trace)):
+    for i, seen in enumerate(scores_along(folder.model(case["model"]).core, arguments, trace)):
         gold, compared = scores_of(a["block0_logits"][i]), 0
         for kind, mine in seen.items():
             mine = mine[start : start + b]
@@ -246,7 +246,7 @@ def schedule(folder: Folder, table: Mapping[str, Any], check: Check) -> None:
     times = _core.times(steps, table["eps"])
     check.same("timesteps", [float(t) for t in times], [float.fromhex(t) for t in table["timesteps_f32_hex"]])
     check.same("first_step, steps", [table["first_step"], len(moved)], [1, steps - 1])
-    share = np.append(1 - times[2:] / times[1:-1], np.float32(1))[: steps - 1]
+    share = 1 - times[2:] / times[1:-1]
     share[-1] = 1
     masks = np.arange(moved.shape[1], dtype=np.float32)
     check.same("moved", (masks * share[:, None]).astype(np.int32), moved)

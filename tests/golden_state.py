@@ -8,10 +8,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from golden_case import Check, Folder
+from golden_case import Folder
 
 SIMILARITY = 2e-5  # of cosines; observed: 4e-6
 Arrays = Mapping[str, np.ndarray]
+
+
+def widen(x: np.ndarray) -> np.ndarray:
+    """Bits of bfloat16 as float32."""
+    return (x.astype(np.uint32) << 16).view(np.float32)
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -24,7 +29,7 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         if name != "__metadata__":
             first, last = info["data_offsets"]
             x = np.frombuffer(raw[start + first : start + last], kinds[info["dtype"]]).reshape(info["shape"])
-            tensors[name] = (x.astype(np.uint32) << 16).view(np.float32) if info["dtype"] == "BF16" else x
+            tensors[name] = widen(x) if info["dtype"] == "BF16" else x
     return tensors
 
 
@@ -88,22 +93,21 @@ def as_rows(x: Any) -> Any:
     return [np.array(row) for row in x] if isinstance(x, list) else np.array(x)
 
 
-def guided(folder: Folder, case: Mapping[str, Any], check: Check, args: Mapping[str, Any], ids: Iterable[Any]) -> list[dict[str, np.ndarray]]:
-    """The run of these session arguments with its ids set to the recorded ones after every step, ranking candidates in turn by probability,
+def scores_along(core: Any, arguments: Mapping[str, Any], ids: Iterable[Any]) -> list[dict[str, np.ndarray]]:
+    """The run of a session's arguments with its ids set to the recorded ones after every step, ranking candidates in turn by probability,
     margin and entropy: three numbers that see all of a row's logits. For every step {kind: [rows, 2] (token, score)}, NaN elsewhere."""
     from dllm_fast import _core
 
-    ids, shown = list(ids), []
-    for _ in ids:
-        shown.append({})
+    ids = [np.ravel(rows).astype(np.int32) for rows in ids]
+    shown: list[dict[str, np.ndarray]] = [{} for _ in ids]
     for kind in ("prob", "margin", "entropy"):
-        session = _core.Session(folder.model(case["model"]).core, {**args["params"], "score": kind}, args["prompts"])
+        session = _core.Session(core, {**arguments["params"], "score": kind}, arguments["prompts"])
         for after, seen in zip(ids, shown, strict=True):
             session.step()
             rows, tokens, scores, _ = session.candidates()
             seen[kind] = np.full((session.rows, 2), np.nan, np.float32)
             seen[kind][rows] = np.stack([tokens, scores], -1)
-            session.set_tokens(np.concatenate([np.ravel(row) for row in after]).astype(np.int32))
+            session.set_tokens(after)
     return shown
 
 

@@ -88,7 +88,7 @@ static void correct_head(const one_head *a, const char *old, const dllm_rows *ch
             const int32_t key = dllm_row(*changed, columns.first + j) - k_first;
             sum += (double)p[key] * (double)dllm_get(a->v + (size_t)j * a->v_stride, a->dtype, c);
         }
-        dllm_put(a->out, a->dtype, c, dllm_get(old, a->dtype, c) + (float)(sum / total));
+        dllm_put(a->out, a->dtype, c, dllm_get(old, a->dtype, c) + (columns.n ? (float)(sum / total) : 0));
     }
 }
 

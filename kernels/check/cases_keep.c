@@ -160,22 +160,28 @@ typedef struct {
 } shape;
 static const shape shapes[] = {
     { 0, 16, 0, false, 1 },   { 0, 16, 3, true, 1 },   { 1, 1, 0, false, 1 },    { 1, 64, 0, true, 1 },  { 2, 7, 1, false, 1 },
-    { 3, 8, 0, true, 1e-12 }, { 5, 31, 4, true, 1 },   { 7, 33, 0, false, 100 }, { 6, 129, 7, true, 1e4 }, { 4, 1000, 24, false, 1 },
+    { 3, 8, 0, true, 1e-12 }, { 5, 31, 4, true, 1 },   { 7, 33, 0, false, 100 }, { 6, 129, 7, true, 3e3 }, { 4, 1000, 24, false, 1 },
     { 17, 96, 0, true, 1 },   { 40, 2049, 3, true, 1 }, { 3, 40, 8, true, 1e-5 }, { 33, 16, 0, false, 1 }, { 256, 4096, 0, false, 1 },
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
-/* Two matrices; rows of the trial lie in the second one, and in the first one unless it is packed, in any order. */
-static void add_pair(dllm_trial *t, const shape *s, dllm_trial_role a_role, dllm_trial_kind a, dllm_trial_role b_role, dllm_trial_kind b, bool packed)
+/* Two matrices and perhaps a column of results. */
+static void add_pair(dllm_trial *t, const shape *s, dllm_trial_role a_role, dllm_trial_kind a, dllm_trial_role b_role, dllm_trial_kind b)
 {
     dllm_trial_name(t, "n %d cols %d%s%s scale %g %s %s", (int)s->n, (int)s->cols, s->gap ? " strided" : "", s->gathered ? " gathered" : "",
                     s->scale, dllm_trial_kind_name(a), dllm_trial_kind_name(b));
     dllm_trial_add(t, a_role, a, s->n + 3, s->cols, s->cols + s->gap);
     dllm_trial_add(t, b_role, b, s->n + 3, s->cols, s->cols + 2 * s->gap);
-    for (int i = packed ? PAIR_B : PAIR_A; i <= PAIR_B; i++) {
-        if (s->gathered) dllm_trial_gather(t, i);
-        else t->array[i].first = dllm_trial_below(t->checker, 3);
-    }
+    if (a_role == TRIAL_IN && b_role == TRIAL_IN) dllm_trial_add(t, TRIAL_OUT, TRIAL_F32, s->n + 3, 1, 0);
+    dllm_trial_fill(t, PAIR_A, s->scale);
+    dllm_trial_fill(t, PAIR_B, s->scale);
+}
+
+/* Once all arrays are there: where the rows of one lie. */
+static void place(dllm_trial *t, bool gathered, int array)
+{
+    if (gathered) dllm_trial_gather(t, array);
+    else t->array[array].first = dllm_trial_below(t->checker, 3);
 }
 
 static void run_copy(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
@@ -204,8 +210,9 @@ void dllm_check_copy(dllm_checker *k)
         dllm_trial t;
         dllm_trial_begin(k, &t, "copy", s->n);
         t.run = run_copy;
-        add_pair(&t, s, TRIAL_IN, dllm_trial_floats[i % 3], TRIAL_OUT, dllm_trial_floats[i % 3], false);
-        dllm_trial_fill(&t, PAIR_A, s->scale);
+        add_pair(&t, s, TRIAL_IN, dllm_trial_floats[i % 3], TRIAL_OUT, dllm_trial_floats[i % 3]);
+        place(&t, s->gathered, PAIR_A);
+        place(&t, s->gathered, PAIR_B);
         dllm_trial_end(&t);
     }
 }
@@ -217,22 +224,21 @@ void dllm_check_replace(dllm_checker *k)
         dllm_trial t;
         dllm_trial_begin(k, &t, "replace", s->n);
         t.run = run_replace; /* one subtraction and one rounding: nothing to tolerate */
-        add_pair(&t, s, TRIAL_OUT, dllm_trial_floats[i % 3], TRIAL_OUT, dllm_trial_floats[i / 3 % 3], true);
-        dllm_trial_fill(&t, PAIR_A, s->scale);
-        dllm_trial_fill(&t, PAIR_B, s->scale);
+        add_pair(&t, s, TRIAL_OUT, dllm_trial_floats[i % 3], TRIAL_OUT, dllm_trial_floats[i / 3 % 3]);
+        place(&t, s->gathered, PAIR_B);
         dllm_trial_end(&t);
     }
 }
 
-/* Rows that stood still, turned round, moved a little, vanished, or have nothing to do with each other. */
+/* Rows that stood still, turned round, moved a little, vanished; every fifth has nothing to do with its partner. */
 static void fill_partners(dllm_trial *t)
 {
     static const double factors[] = { 1, -3, 1, 0 };
     for (int32_t i = 0; i < t->rows; i++) {
-        const int kind = i % 5;
-        for (int64_t c = 0; kind < 4 && c < t->array[PAIR_B].cols; c++) {
-            const double x = dllm_trial_get(t, PAIR_A, dllm_trial_place(t, PAIR_A, i), c), wobble = kind == 2 ? 0.1 * dllm_trial_uniform(t->checker) : 0;
-            dllm_trial_set(t, PAIR_B, dllm_trial_place(t, PAIR_B, i), c, x * (factors[kind] + wobble));
+        const int64_t a = dllm_trial_place(t, PAIR_A, i), b = dllm_trial_place(t, PAIR_B, i);
+        for (int64_t c = 0; i % 5 < 4 && c < t->array[PAIR_B].cols; c++) {
+            const double wobble = i % 5 == 2 ? 0.1 * dllm_trial_uniform(t->checker) : 0;
+            dllm_trial_set(t, PAIR_B, b, c, dllm_trial_get(t, PAIR_A, a, c) * (factors[i % 5] + wobble));
         }
     }
 }
@@ -245,10 +251,69 @@ void dllm_check_cosine(dllm_checker *k)
         dllm_trial_begin(k, &t, "cosine", s->n);
         t.run = run_cosine;
         t.scalar = i % 2 ? 1e-8f : 1e-16f;
-        t.tolerance = 4;
-        add_pair(&t, s, TRIAL_IN, dllm_trial_floats[i % 3], TRIAL_IN, dllm_trial_floats[i / 3 % 3], false);
-        const int order[2] = { t.array[PAIR_A].order, t.array[PAIR_B].order };
-        (void)order;
+        t.tolerance = 2;
+        add_pair(&t, s, TRIAL_IN, dllm_trial_floats[i % 3], TRIAL_IN, dllm_trial_floats[i / 3 % 3]);
+        place(&t, s->gathered, PAIR_A);
+        place(&t, s->gathered, PAIR_B);
+        fill_partners(&t);
+        for (int32_t r = 0; r < s->n; r++) dllm_trial_slack(&t, PAIR_OUT, r, 4 * dllm_trial_epsilon(TRIAL_F32)); /* products cancel */
         dllm_trial_end(&t);
+    }
+}
+
+/* ---- importance: the rows of a trial are its keys ------------------------------------------------------------------------------------ */
+enum { HEED_Q, HEED_K, HEED_OUT };
+
+typedef struct {
+    int32_t queries, keys, heads, kv_heads, head_dim, gap;
+    bool gathered;
+    double scale;
+} heed_shape;
+static const heed_shape heed_shapes[] = {
+    { 3, 0, 2, 1, 8, 0, false, 1 },      { 1, 1, 1, 1, 1, 0, false, 1 },       { 2, 3, 2, 2, 5, 3, true, 1 },       { 4, 17, 4, 2, 16, 0, true, 1 },
+    { 32, 70, 7, 1, 24, 1, false, 100 }, { 33, 40, 6, 3, 32, 5, false, 1e-4 }, { 64, 129, 28, 4, 128, 0, true, 1 }, { 5, 300, 2, 2, 160, 0, false, 1 },
+    { 32, 1280, 32, 32, 128, 0, false, 1 },
+};
+enum { N_HEED_SHAPES = sizeof heed_shapes / sizeof *heed_shapes };
+
+static void run_importance(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
+{
+    const int32_t queries = (int32_t)t->array[HEED_Q].rows - 3;
+    d->ops->importance(d, (float *)at[HEED_OUT] + first, dllm_trial_mat(t, HEED_Q, at, 0), dllm_trial_rows(t, HEED_Q, at, 0, queries),
+                       dllm_trial_mat(t, HEED_K, at, 0), dllm_trial_rows(t, HEED_K, at, first, n), t->heads, t->kv_heads);
+}
+
+static void importance_case(dllm_checker *k, const heed_shape *s, dllm_trial_kind kind)
+{
+    dllm_trial t;
+    dllm_trial_begin(k, &t, "importance", s->keys);
+    dllm_trial_name(&t, "queries %d keys %d heads %d/%d x %d%s%s scale %g %s", (int)s->queries, (int)s->keys, (int)s->heads, (int)s->kv_heads,
+                    (int)s->head_dim, s->gap ? " strided" : "", s->gathered ? " gathered" : "", s->scale, dllm_trial_kind_name(kind));
+    t.run = run_importance;
+    t.heads = t.config.heads = s->heads;
+    t.kv_heads = t.config.kv_heads = s->kv_heads;
+    t.config.head_dim = s->head_dim;
+    t.act = (dllm_dtype)kind;
+    t.keys = s->keys;
+    t.tolerance = 4;
+    const int64_t wide = s->heads * s->head_dim, narrow = s->kv_heads * s->head_dim;
+    dllm_trial_add(&t, TRIAL_IN, kind, s->queries + 3, wide, wide + s->gap);
+    dllm_trial_add(&t, TRIAL_IN, kind, s->keys + 3, narrow, narrow + s->gap);
+    dllm_trial_add(&t, TRIAL_OUT, TRIAL_F32, s->keys + 3, 1, 0);
+    place(&t, s->gathered, HEED_Q);
+    place(&t, s->gathered, HEED_K);
+    dllm_trial_fill(&t, HEED_Q, s->scale);
+    dllm_trial_fill(&t, HEED_K, s->scale);
+    for (int32_t i = 0; i < s->keys; i++) { /* what float32 sums may lose where they cancel */
+        const double key = dllm_trial_norm(&t, HEED_K, dllm_trial_place(&t, HEED_K, i));
+        dllm_trial_slack(&t, HEED_OUT, i, 2 * dllm_trial_epsilon(TRIAL_F32) * s->scale / s->kv_heads * key);
+    }
+    dllm_trial_end(&t);
+}
+
+void dllm_check_importance(dllm_checker *k)
+{
+    for (int i = 0; i < N_HEED_SHAPES - !dllm_trial_timing(k); i++) {
+        for (int j = 0; j < 3; j++) importance_case(k, &heed_shapes[i], dllm_trial_floats[j]);
     }
 }

@@ -18,7 +18,7 @@ enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 /* A way to draw and score */
 typedef struct {
     const char *name;
-    bool gumbel, recorded; /* noise */
+    bool gumbel, recorded, argmax; /* recorded: noise */
     float temperature, top_p;
     int32_t top_k, banned, unscored;
     dllm_score score;
@@ -32,6 +32,10 @@ static const way ways[] = {
     { "greedy origin", .top_p = 1, .score = DLLM_SCORE_ORIGIN },
     { "greedy top-p entropy", .top_p = 0.7f, .score = DLLM_SCORE_ENTROPY },
     { "greedy top-k margin", .top_p = 1, .top_k = 3, .score = DLLM_SCORE_MARGIN },
+    { "best rescaled margin", .argmax = true, .temperature = 0.3f, .top_p = 1, .score = DLLM_SCORE_MARGIN },
+    { "best rescaled banned unscored", .argmax = true, .recorded = true, .temperature = 2, .top_p = 1, .banned = 1, .unscored = 2 },
+    { "best rescaled top-k", .argmax = true, .temperature = 0.7f, .top_p = 0.9f, .top_k = 3, .score = DLLM_SCORE_ENTROPY },
+    { "best not rescaled", .argmax = true, .top_p = 1 },
     { "gumbel recorded", .gumbel = true, .recorded = true, .temperature = 0.7f, .top_p = 1 },
     { "gumbel", .gumbel = true, .temperature = 1, .top_p = 1, .banned = 1, .unscored = 1 },
     { "draw recorded", .recorded = true, .temperature = 0.5f, .top_p = 1 },
@@ -66,7 +70,7 @@ static double lot(const dllm_trial *t, int32_t i, int32_t token)
 static bool near_tie(const dllm_trial *t, void *const *want, void *const *got, int32_t i)
 {
     const int32_t a = ((const int32_t *)want[SAMPLE_TOKEN])[i], b = ((const int32_t *)got[SAMPLE_TOKEN])[i];
-    if (a == b || t->how.temperature <= 0 || b < 0 || b >= t->array[SAMPLE_LOGITS].cols) return false;
+    if (a == b || t->how.temperature <= 0 || t->how.argmax || b < 0 || b >= t->array[SAMPLE_LOGITS].cols) return false;
     const bool filtered = !t->how.gumbel && (t->how.top_p < 1 || t->how.top_k > 0);
     const double lot_a = lot(t, i, a), lot_b = lot(t, i, b);
     return !filtered && fabs(lot_a - lot_b) <= 1e-5 * (1 + fabs(lot_a));
@@ -127,7 +131,8 @@ static void predict_case(dllm_checker *k, const shape *s, const way *w, look l)
     t.flag = w->recorded;
     t.tolerance = 16; /* float32 sums of many exponentials */
     t.config.vocab = s->vocab;
-    t.how = (dllm_sampling){ .score = w->score, .gumbel = w->gumbel, .temperature = w->temperature, .top_p = w->top_p, .top_k = w->top_k };
+    t.how = (dllm_sampling){ .score = w->score, .gumbel = w->gumbel, .argmax = w->argmax, .temperature = w->temperature, .top_p = w->top_p };
+    t.how.top_k = w->top_k;
     dllm_trial_add(&t, TRIAL_SPENT, TRIAL_F32, s->n + 1, s->vocab, s->vocab + s->gap);
     dllm_trial_add(&t, TRIAL_OUT, TRIAL_I32, s->n + 1, 1, 0);
     dllm_trial_add(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1, 0);

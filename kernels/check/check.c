@@ -309,6 +309,7 @@ typedef struct {
 #define KERNEL(name) { #name, offsetof(dllm_ops, name), dllm_check_##name }
 static const kernel kernels[] = {
     KERNEL(embed), KERNEL(rmsnorm), KERNEL(linear), KERNEL(rope), KERNEL(attend),
+    KERNEL(attend_delta), KERNEL(copy), KERNEL(replace), KERNEL(cosine), KERNEL(importance),
     KERNEL(swiglu), KERNEL(add), KERNEL(guide), KERNEL(predict), KERNEL(nll),
 };
 enum { N_KERNELS = sizeof kernels / sizeof *kernels, MEMBER = sizeof(void (*)(void)) };

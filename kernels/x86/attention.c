@@ -6,10 +6,14 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Nothing to read: the definition says 0. */
-static void clear_lanes(const struct attention *a, const struct part *p)
+/* No values to read: the definition says 0, on top of what was there. */
+static void rest_lanes(const struct attention *a, const struct part *p)
 {
-    for (int64_t i = 0; i < p->n; i++) memset(lane_out(a, p, i), 0, (size_t)a->head_dim * (a->out.dtype == DLLM_F32 ? 4 : 2));
+    const size_t bytes = (size_t)a->head_dim * (a->out.dtype == DLLM_F32 ? 4 : 2);
+    for (int64_t i = 0; i < p->n; i++) {
+        if (a->columns) memmove(lane_out(a, p, i), lane_old(a, p, i), bytes);
+        else memset(lane_out(a, p, i), 0, bytes);
+    }
 }
 
 struct job {
@@ -31,8 +35,9 @@ static void run_task(void *arg, int task, int thread)
     for (; left >= parts_of(a, s) * a->kv_heads; s++) left -= parts_of(a, s) * a->kv_heads;
     const int64_t parts = parts_of(a, s), lanes = (int64_t)s->n_q * a->group;
     struct part p = {.span = *s, .kv_head = (int32_t)(left / parts), .first = left % parts * a->lanes_a_task};
+    if (a->columns) p.columns = a->columns[s - a->spans];
     p.n = lanes - p.first < a->lanes_a_task ? lanes - p.first : a->lanes_a_task;
-    if (s->n_keys == 0) clear_lanes(a, &p);
+    if (part_count(a, &p) == 0) rest_lanes(a, &p);
     else job->way->run(a, &p, (char *)a->d->scratch + (size_t)thread * a->own_bytes);
 }
 
@@ -82,35 +87,44 @@ static struct attention arguments(dllm_device *d, dllm_mat out, dllm_rows out_ro
     return a;
 }
 
-static void attend_avx2(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
-                        int n_spans, int32_t heads, int32_t kv_heads)
+static const struct attention_way *way_avx2(const struct attention *a) { return &dllm_attention_avx2; }
+
+static const struct attention_way *way_avx512f(const struct attention *a) { return &dllm_attention_avx512f; }
+
+static const struct attention_way *way_amx(const struct attention *a)
 {
-    struct attention a = arguments(d, out, out_rows, q, k, v, spans, n_spans, heads, kv_heads);
-    attend(&a, &dllm_attention_avx2);
+    const bool fits = a->head_dim % 32 == 0 && a->q.dtype == DLLM_BF16 && a->k.dtype == DLLM_BF16 && a->v.dtype == DLLM_BF16 &&
+                      a->out.dtype == DLLM_BF16 && (!a->columns || a->old.dtype == DLLM_BF16);
+    return fits ? &dllm_attention_amx : &dllm_attention_avx512f;
 }
 
-static void attend_avx512f(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
-                           int n_spans, int32_t heads, int32_t kv_heads)
-{
-    struct attention a = arguments(d, out, out_rows, q, k, v, spans, n_spans, heads, kv_heads);
-    attend(&a, &dllm_attention_avx512f);
-}
-
-static bool fits_tiles(const struct attention *a)
-{
-    return a->head_dim % 32 == 0 && a->q.dtype == DLLM_BF16 && a->k.dtype == DLLM_BF16 && a->v.dtype == DLLM_BF16 && a->out.dtype == DLLM_BF16;
-}
-
-static void attend_amx(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
-                       int n_spans, int32_t heads, int32_t kv_heads)
-{
-    struct attention a = arguments(d, out, out_rows, q, k, v, spans, n_spans, heads, kv_heads);
-    attend(&a, fits_tiles(&a) ? &dllm_attention_amx : &dllm_attention_avx512f);
-}
+/* Both kernels of one level. */
+#define KERNELS(level)                                                                                                                     \
+    static void attend_##level(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans, \
+                               int n_spans, int32_t heads, int32_t kv_heads)                                                               \
+    {                                                                                                                                      \
+        struct attention a = arguments(d, out, out_rows, q, k, v, spans, n_spans, heads, kv_heads);                                        \
+        attend(&a, way_##level(&a));                                                                                                       \
+    }                                                                                                                                      \
+    static void attend_delta_##level(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat old, dllm_rows old_rows, dllm_mat q,       \
+                                     dllm_mat k, dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns,      \
+                                     int n_spans, int32_t heads, int32_t kv_heads)                                                         \
+    {                                                                                                                                      \
+        struct attention a = arguments(d, out, out_rows, q, k, dv, spans, n_spans, heads, kv_heads);                                       \
+        a.columns = columns;                                                                                                               \
+        a.changed = changed;                                                                                                               \
+        a.old = old;                                                                                                                       \
+        a.old_rows = old_rows;                                                                                                             \
+        attend(&a, way_##level(&a));                                                                                                       \
+    }
+KERNELS(avx2)
+KERNELS(avx512f)
+KERNELS(amx)
 
 void dllm_x86_attention(dllm_ops *t, dllm_x86_level level)
 {
     t->attend = level == DLLM_X86_AVX2 ? attend_avx2 : level == DLLM_X86_AMX ? attend_amx : attend_avx512f;
+    t->attend_delta = level == DLLM_X86_AVX2 ? attend_delta_avx2 : level == DLLM_X86_AMX ? attend_delta_amx : attend_delta_avx512f;
 }
 
 size_t dllm_x86_attention_scratch(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys)

@@ -5,7 +5,7 @@
 #include "x86.h"
 #if defined(__x86_64__)
 
-/* The arguments of ops.attend, and the cut. */
+/* The arguments of ops.attend or ops.attend_delta, and the cut. */
 struct attention {
     dllm_device *d;
     dllm_mat out;
@@ -17,11 +17,15 @@ struct attention {
     int64_t lanes_a_task;
     float scale;         /* of a score, and from powers of e to powers of 2 */
     size_t own_bytes;    /* of scratch, a thread's */
+    const dllm_columns *columns; /* NULL: attend. Then v is dv, and only the changed slots' weights meet it. */
+    dllm_rows changed, old_rows;
+    dllm_mat old;
 };
 
 /* What a task does: lanes [first, first + n) of one k/v head of one span. */
 struct part {
     dllm_span span;
+    dllm_columns columns;
     int32_t kv_head;
     int64_t first, n;
 };
@@ -54,10 +58,30 @@ static inline char *lane_out(const struct attention *a, const struct part *p, in
     return head_at(a->out, dllm_row(a->out_rows, row), p->kv_head * a->group + (p->first + i) % a->group, a->head_dim);
 }
 
-/* The part's k/v head of its first slot. */
-static inline const char *part_keys(const struct attention *a, const struct part *p, dllm_mat m)
+/* What lane i's changes go on top of. */
+static inline const char *lane_old(const struct attention *a, const struct part *p, int64_t i)
 {
-    return head_at(m, p->span.k_first, p->kv_head, a->head_dim);
+    const int32_t row = p->span.q_first + (int32_t)((p->first + i) / a->group);
+    return head_at(a->old, dllm_row(a->old_rows, row), p->kv_head * a->group + (p->first + i) % a->group, a->head_dim);
+}
+
+/* The part's k/v head of its first key. */
+static inline const char *part_keys(const struct attention *a, const struct part *p)
+{
+    return head_at(a->k, p->span.k_first, p->kv_head, a->head_dim);
+}
+
+/* And of its first value; how many values there are; and which of the part's keys value j belongs to. */
+static inline const char *part_values(const struct attention *a, const struct part *p)
+{
+    return head_at(a->v, a->columns ? p->columns.first : p->span.k_first, p->kv_head, a->head_dim);
+}
+
+static inline int32_t part_count(const struct attention *a, const struct part *p) { return a->columns ? p->columns.n : p->span.n_keys; }
+
+static inline int64_t key_of(const struct attention *a, const struct part *p, int64_t j)
+{
+    return a->columns ? dllm_row(a->changed, p->columns.first + (int32_t)j) - p->span.k_first : j;
 }
 #endif
 #endif

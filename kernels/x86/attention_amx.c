@@ -20,16 +20,18 @@ struct work {
     const struct part *p;
     int64_t first, n;        /* lanes of the part */
     int64_t keys, blocks;    /* blocks of 32 keys */
+    int64_t values, batches; /* batches of 32 values; attend has as many as keys */
     int64_t groups;          /* of 32 channels */
     char *queries;           /* [groups][2][TILE], channel pairs x lanes */
-    char *k, *v;             /* [blocks][groups][2][TILE], [groups][blocks][2][TILE]; one place if they are read once */
+    char *k, *v;             /* [blocks][groups][2][TILE], [groups][batches][2][TILE]; one place if they are read once */
     float *scores;           /* [2][blocks * 32][16] */
-    char *weights;           /* [2][blocks][TILE] */
+    char *weights;           /* [2][batches][TILE] */
     float *sums;             /* [2 of lanes][2 of channels][16][16] */
     __m512 highest[2];       /* score of every lane */
     float share[EDGE];       /* one over the sum of a lane's weights */
     const char *query[EDGE]; /* of every lane */
     char *out[EDGE];
+    const char *old[EDGE];
 };
 
 static size_t scratch(int64_t keys, int64_t head_dim)
@@ -65,6 +67,7 @@ static void pack_queries(struct work *w)
     for (int64_t i = 0; i < w->n; i++) {
         w->query[i] = lane_query(w->a, w->p, w->first + i);
         w->out[i] = lane_out(w->a, w->p, w->first + i);
+        w->old[i] = w->a->columns ? lane_old(w->a, w->p, w->first + i) : NULL;
     }
     for (int64_t half = 0; half * 16 < w->n; half++) {
         for (int64_t c = 0; c < w->groups; c++) {
@@ -88,7 +91,7 @@ VEC void fetch(const char *row, int64_t groups)
 static void pack_keys(const struct work *w)
 {
     const int64_t step = w->a->k.stride * 2;
-    const char *row = part_keys(w->a, w->p, w->a->k);
+    const char *row = part_keys(w->a, w->p);
     for (int64_t j = 0; j < w->blocks * EDGE; j++, row += step) {
         char *to = w->k + j / EDGE * w->groups * PAIR + j % EDGE * 64;
         fetch(row + AHEAD * step, w->groups);
@@ -102,14 +105,14 @@ static void pack_keys(const struct work *w)
 static void pack_values(const struct work *w)
 {
     const int64_t step = w->a->v.stride * 2;
-    const char *row = part_keys(w->a, w->p, w->a->v);
-    for (int64_t j = 0; j < w->blocks * EDGE; j += 2, row += 2 * step) {
+    const char *row = part_values(w->a, w->p);
+    for (int64_t j = 0; j < w->batches * EDGE; j += 2, row += 2 * step) {
         char *to = w->v + j / EDGE * PAIR + j % EDGE * 32;
         fetch(row + AHEAD * step, w->groups);
         fetch(row + (AHEAD + 1) * step, w->groups);
-        for (int64_t c = 0; c < w->groups; c++, to += w->blocks * PAIR) {
-            const __m512i even = j < w->keys ? _mm512_loadu_si512(row + c * 64) : _mm512_setzero_si512();
-            const __m512i odd = j + 1 < w->keys ? _mm512_loadu_si512(row + step + c * 64) : _mm512_setzero_si512();
+        for (int64_t c = 0; c < w->groups; c++, to += w->batches * PAIR) {
+            const __m512i even = j < w->values ? _mm512_loadu_si512(row + c * 64) : _mm512_setzero_si512();
+            const __m512i odd = j + 1 < w->values ? _mm512_loadu_si512(row + step + c * 64) : _mm512_setzero_si512();
             _mm512_store_si512(to, _mm512_unpacklo_epi16(even, odd));
             _mm512_store_si512(to + TILE, _mm512_unpackhi_epi16(even, odd));
         }
@@ -179,23 +182,43 @@ VEC __m512i pair(__m512 even, __m512 odd)
     return _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
 
-/* Scores of 16 lanes to weights, as rows of A. */
-static void soften(struct work *w, int64_t half)
+/* The score of value j's key. */
+VEC __m512 score_of(const struct work *w, const bool delta, const float *s, int64_t j)
 {
-    float *s = w->scores + half * w->blocks * EDGE * 16;
+    if (!delta) return _mm512_load_ps(s + 16 * j);
+    return j < w->values ? _mm512_load_ps(s + 16 * key_of(w->a, w->p, j)) : _mm512_set1_ps(-INFINITY);
+}
+
+/* Adds to total what the weights of all keys are before rounding, where not every key's weight is asked for. */
+static void sum_weights(const struct work *w, const float *s, __m512 scale, __m512 shift, __m512 total[2])
+{
+    for (int64_t j = 0; j < w->blocks * EDGE; j += 8) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++)
+            total[i % 2] = _mm512_add_ps(total[i % 2], vexp2(_mm512_fmadd_ps(_mm512_load_ps(s + (j + i) * 16), scale, shift)));
+    }
+}
+
+/* Scores of 16 lanes to weights of the values, as rows of A. */
+VEC void soften(struct work *w, const bool delta, int64_t half)
+{
+    const float *s = w->scores + half * w->blocks * EDGE * 16;
     const __m512 scale = _mm512_set1_ps(w->a->scale);
     const __m512 shift = _mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), w->highest[half]), scale);
     __m512 total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    char *to = w->weights + half * w->blocks * TILE;
-    for (int64_t b = 0; b < w->blocks; b++, s += EDGE * 16, to += TILE) {
+    char *to = w->weights + half * w->batches * TILE;
+    if (delta) sum_weights(w, s, scale, shift, total);
+    for (int64_t b = 0; b < w->batches; b++, to += TILE) {
         __m512i r[16];
 #pragma GCC unroll 16
         for (int i = 0; i < 16; i++) {
-            const __m512 even = vexp2(_mm512_fmadd_ps(_mm512_load_ps(s + 32 * i), scale, shift));
-            const __m512 odd = vexp2(_mm512_fmadd_ps(_mm512_load_ps(s + 32 * i + 16), scale, shift));
+            const int64_t j = b * EDGE + 2 * i;
+            const __m512 even = vexp2(_mm512_fmadd_ps(score_of(w, delta, s, j), scale, shift));
+            const __m512 odd = vexp2(_mm512_fmadd_ps(score_of(w, delta, s, j + 1), scale, shift));
+            r[i] = pair(even, odd);
+            if (delta) continue;
             total[0] = _mm512_add_ps(total[0], even);
             total[1] = _mm512_add_ps(total[1], odd);
-            r[i] = pair(even, odd);
         }
         transpose16(r);
 #pragma GCC unroll 16
@@ -204,27 +227,31 @@ static void soften(struct work *w, int64_t half)
     _mm512_storeu_ps(w->share + half * 16, _mm512_div_ps(_mm512_set1_ps(1), _mm512_add_ps(total[0], total[1])));
 }
 
-/* Divides, rounds, and puts 32 channels in order. */
+/* Divides, puts 32 channels in order, adds what was there before, and rounds. */
 static void store_group(const struct work *w, int64_t group)
 {
-    const __m512i order = _mm512_set_epi16(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8, 23, 22, 21, 20, 7, 6, 5, 4, 19, 18,
-                                           17, 16, 3, 2, 1, 0);
+    const __m512i first = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
     for (int64_t i = 0; i < w->n; i++) {
         const float *sums = w->sums + i / 16 * 512 + i % 16 * 16;
         const __m512 share = _mm512_set1_ps(w->share[i]);
         const __m512 lower = _mm512_mul_ps(_mm512_load_ps(sums), share), upper = _mm512_mul_ps(_mm512_load_ps(sums + 256), share);
-        _mm512_storeu_si512(w->out[i] + group * 64,
-                            _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(upper, lower)));
+        __m512 low = _mm512_permutex2var_ps(lower, first, upper), high = _mm512_permutex2var_ps(lower, second, upper);
+        if (w->old[i]) {
+            low = _mm512_add_ps(load16(w->old[i] + group * 64, DLLM_BF16, 0, 0xffff), low);
+            high = _mm512_add_ps(load16(w->old[i] + group * 64, DLLM_BF16, 16, 0xffff), high);
+        }
+        _mm512_storeu_si512(w->out[i] + group * 64, (__m512i)_mm512_cvtne2ps_pbh(high, low));
     }
 }
 
 VEC void sum_values(const struct work *w, const bool wide)
 {
     for (int64_t c = 0; c < w->groups; c++) {
-        const char *p = w->weights, *other = w->weights + w->blocks * TILE, *v = w->v + c * w->blocks * PAIR;
+        const char *p = w->weights, *other = w->weights + w->batches * TILE, *v = w->v + c * w->batches * PAIR;
         settle();
         zero_tiles();
-        for (int64_t b = 0; b < w->blocks; b++, p += TILE, other += TILE, v += PAIR) {
+        for (int64_t b = 0; b < w->batches; b++, p += TILE, other += TILE, v += PAIR) {
             _tile_loadd(4, p, 64);
             _tile_loadd(6, v, 64);
             _tile_dpbf16ps(0, 4, 6);
@@ -248,9 +275,10 @@ VEC void sum_values(const struct work *w, const bool wide)
 
 static void run(const struct attention *a, const struct part *p, char *memory)
 {
-    struct work w = {.a = a, .p = p, .keys = p->span.n_keys, .groups = a->head_dim / EDGE, .queries = memory};
+    struct work w = {.a = a, .p = p, .keys = p->span.n_keys, .values = part_count(a, p), .groups = a->head_dim / EDGE, .queries = memory};
     const bool once = p->n <= EDGE; /* the values may then take the place of the keys, which keeps more of it in the cache */
     w.blocks = round_up(w.keys, EDGE) / EDGE;
+    w.batches = round_up(w.values, EDGE) / EDGE;
     w.k = w.queries + w.groups * PAIR;
     w.v = once ? w.k : w.k + w.groups * w.blocks * PAIR;
     w.scores = (float *)(void *)(w.v + w.groups * w.blocks * PAIR);
@@ -263,7 +291,10 @@ static void run(const struct attention *a, const struct part *p, char *memory)
         if (w.first == 0) pack_keys(&w);
         if (w.n > 16) score(&w, true);
         else score(&w, false);
-        for (int64_t half = 0; half * 16 < w.n; half++) soften(&w, half);
+        for (int64_t half = 0; half * 16 < w.n; half++) {
+            if (a->columns) soften(&w, true, half);
+            else soften(&w, false, half);
+        }
         if (w.first == 0) pack_values(&w);
         if (w.n > 16) sum_values(&w, true);
         else sum_values(&w, false);

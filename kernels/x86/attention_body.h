@@ -11,7 +11,7 @@ struct work {
     const struct attention *a;
     const struct part *p;
     int64_t first, n;          /* lanes of the part */
-    int64_t keys, padded, dim;
+    int64_t keys, values, padded, dim;
     float *scores;             /* [32][padded]; then weights */
     float *queries;            /* [32][dim] */
     float *block;              /* [dim][BLOCK], of keys */
@@ -27,7 +27,7 @@ static size_t scratch(int64_t keys, int64_t head_dim)
 static void turn_keys(const struct work *w, int64_t first)
 {
     const dllm_mat k = w->a->k;
-    const char *rows = part_keys(w->a, w->p, k);
+    const char *rows = part_keys(w->a, w->p);
     const int64_t step = k.stride * (k.dtype == DLLM_F32 ? 4 : 2);
     for (int half = 0; half < BLOCK; half += LANES) {
         for (int64_t c = 0; c < w->dim; c += LANES) {
@@ -71,16 +71,17 @@ VEC void value_tile(const int m, const dllm_dtype t, const bool whole, const str
 {
     const dllm_mat v = w->a->v;
     const int64_t step = v.stride * (t == DLLM_F32 ? 4 : 2), left = whole ? BLOCK : w->dim - channel;
-    const char *row = part_keys(w->a, w->p, v);
+    const char *row = part_values(w->a, w->p);
     const float *weights = w->scores + lane * w->padded;
     vec sum[8][2];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) sum[i][0] = sum[i][1] = vset(0);
-    for (int64_t j = 0; j < w->keys; j++, row += step) {
+    for (int64_t j = 0; j < w->values; j++, row += step) {
+        const int64_t key = key_of(w->a, w->p, j);
         const vec v0 = vload(row, t, channel, left), v1 = vload(row, t, channel + LANES, left - LANES);
 #pragma GCC unroll 8
         for (int i = 0; i < m; i++) {
-            const vec x = vset(weights[i * w->padded + j]);
+            const vec x = vset(weights[i * w->padded + key]);
             sum[i][0] = vfma(x, v0, sum[i][0]);
             sum[i][1] = vfma(x, v1, sum[i][1]);
         }
@@ -89,8 +90,14 @@ VEC void value_tile(const int m, const dllm_dtype t, const bool whole, const str
     for (int i = 0; i < m; i++) {
         char *to = lane_out(w->a, w->p, w->first + lane + i);
         const vec total = vset(w->totals[lane + i]);
-        vstore(to, t, channel, left, vdiv(sum[i][0], total));
-        vstore(to, t, channel + LANES, left - LANES, vdiv(sum[i][1], total));
+        vec low = vdiv(sum[i][0], total), high = vdiv(sum[i][1], total);
+        if (w->a->columns) {
+            const char *old = lane_old(w->a, w->p, w->first + lane + i);
+            low = vadd(vload(old, t, channel, left), low);
+            high = vadd(vload(old, t, channel + LANES, left - LANES), high);
+        }
+        vstore(to, t, channel, left, low);
+        vstore(to, t, channel + LANES, left - LANES, high);
     }
 }
 
@@ -155,6 +162,7 @@ static void attend_lanes(struct work *w)
 static void run(const struct attention *a, const struct part *p, char *memory)
 {
     struct work w = {.a = a, .p = p, .keys = p->span.n_keys, .dim = a->head_dim, .block = (float *)(void *)memory};
+    w.values = part_count(a, p);
     w.padded = round_up(w.keys, BLOCK);
     w.scores = w.block + round_up(w.dim, LANES) * BLOCK;
     w.queries = w.scores + ATTENTION_LANES * w.padded;

@@ -82,6 +82,7 @@ static void build(void)
         tables[i].name = cpu.names[i] = names[i];
         tables[i].scratch = scratch;
         dllm_x86_rows(&tables[i], (dllm_x86_level)i);
+        dllm_x86_keep(&tables[i], (dllm_x86_level)i);
         dllm_x86_linear(&tables[i], (dllm_x86_level)i);
         dllm_x86_attention(&tables[i], (dllm_x86_level)i);
         cpu.tables[i] = &tables[i];

@@ -5,14 +5,6 @@
 #include "rows.h"
 #include "simd.h"
 
-/* Calls f with a dtype that the compiler knows. */
-#define OF_DTYPE(t, f, ...)                                                                                                              \
-    do {                                                                                                                                 \
-        if ((t) == DLLM_F32) f(DLLM_F32, __VA_ARGS__);                                                                                   \
-        else if ((t) == DLLM_BF16) f(DLLM_BF16, __VA_ARGS__);                                                                            \
-        else f(DLLM_F16, __VA_ARGS__);                                                                                                   \
-    } while (0)
-
 /* ---- embed ------------------------------------------------------------------------------------------------------------------------- */
 static void embed_row(const struct rows_job *job, int32_t i, int thread)
 {

@@ -102,6 +102,7 @@ static void greedy_row(const struct rows_job *job, int32_t i, int thread)
     const int64_t n = job->x.cols;
     float *z = dllm_at(job->x, i), *score = (float *)job->result[1] + i, *prob = (float *)job->result[2] + i;
     for (int32_t b = 0; b < how->n_banned; b++) z[how->banned[b]] = -INFINITY;
+    for (int64_t j = 0; how->temperature > 0 && j < n; j += LANES) vstore(z, DLLM_F32, j, n - j, vdiv(vload(z, DLLM_F32, j, n - j), vset(how->temperature)));
     const int32_t token = argmax(z, n);
     for (int32_t b = 0; b < how->n_unscored; b++) z[how->unscored[b]] = -INFINITY;
     const float highest = how->n_unscored ? highest_of(z, n) : z[token];
@@ -120,7 +121,8 @@ static void predict(dllm_device *d, int32_t *token, float *score, float *prob, d
     job.noise = noise;
     job.noise_rows = noise_rows;
     const bool filtered = !how->gumbel && (how->top_p < 1 || (how->top_k > 0 && how->top_k < logits.cols));
-    if (how->temperature > 0 || filtered) dllm_rows_draw(&job);
+    const bool drawn = how->temperature > 0 && (how->gumbel || !how->argmax);
+    if (drawn || filtered) dllm_rows_draw(&job);
     else dllm_rows_run(&job, d->threads, logits.cols);
 }
 

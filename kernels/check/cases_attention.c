@@ -59,14 +59,14 @@ static void fill_spans(dllm_trial *t, const spans *s, int64_t slots)
     }
 }
 
-/* Weights may round to the other side, which moves the sum by part of an epsilon of the values; and an error of the scores, which grows
- * with their size, is a relative error of the weights. */
+/* An error of the scores, which grows with their size, is a relative error of the weights; and weights may round to the other side, a few of
+ * many. Values are of size 1. */
 static void allow(dllm_trial *t, double scale)
 {
     const dllm_trial_kind kind = t->array[ATTEND_OUT].kind;
-    const double values = 4, rounding = kind == TRIAL_F32 ? 0 : dllm_trial_epsilon(kind) / 2;
-    const double scores = 3 * scale * scale * sqrt(t->head_dim) + 5;
-    for (int32_t i = 0; i < t->rows; i++) dllm_trial_slack(t, ATTEND_OUT, i, values * (rounding + 2 * scores * dllm_trial_epsilon(TRIAL_F32)));
+    const double rounding = kind == TRIAL_F32 ? 0 : dllm_trial_epsilon(kind) / 8;
+    const double scores = scale * scale * sqrt(t->head_dim) + 4;
+    for (int32_t i = 0; i < t->rows; i++) dllm_trial_slack(t, ATTEND_OUT, i, rounding + scores * dllm_trial_epsilon(TRIAL_F32));
 }
 
 static void attend_case(dllm_checker *k, const shape *s, const spans *set, dllm_trial_kind kind)
@@ -88,7 +88,7 @@ static void attend_case(dllm_checker *k, const shape *s, const spans *set, dllm_
     t.n_spans = set->n;
     t.act = (dllm_dtype)kind;
     t.keys = keys;
-    t.tolerance = 1;
+    t.tolerance = 4; /* seen: 2.2 */
     const int64_t wide = s->heads * s->head_dim, narrow = s->kv_heads * s->head_dim, slots = keys + 5;
     dllm_trial_add(&t, TRIAL_IN, kind, queries + 1, wide, wide + s->gap);
     dllm_trial_add(&t, TRIAL_IN, kind, slots, narrow, narrow + s->gap);

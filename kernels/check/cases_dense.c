@@ -47,7 +47,7 @@ static void dense_case(dllm_checker *k, const shape *s, dllm_trial_kind x, dllm_
                     dllm_trial_kind_name(out));
     t.run = run;
     t.flag = s->bias;
-    t.tolerance = 1;
+    t.tolerance = 1; /* float32 seen: 0.3; else a rounding that falls to the other side */
     t.act = (dllm_dtype)x;
     t.config.dim = s->k;
     t.config.ffn_dim = s->m;

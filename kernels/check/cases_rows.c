@@ -88,7 +88,7 @@ static void rmsnorm_case(dllm_checker *k, const shape *s, dllm_trial_kind x, dll
     name(&t, s, x, w);
     t.run = run_rmsnorm;
     t.scalar = dllm_trial_below(k, 2) ? 1e-5f : 1e-6f;
-    t.tolerance = x == TRIAL_F32 ? 4 : 2; /* the sum of squares; or two roundings that fall to the other side */
+    t.tolerance = x == TRIAL_F32 ? 4 : 2; /* the sum of squares, seen: 2.7; or two roundings that fall to the other side */
     add_matrix(&t, TRIAL_IN, x, s);
     dllm_trial_add(&t, TRIAL_IN, w, 1, s->cols, 0);
     add_matrix(&t, TRIAL_OUT, x, s);
@@ -133,7 +133,7 @@ static void swiglu_case(dllm_checker *k, const shape *s, dllm_trial_kind kind, b
     name(&t, s, kind, kind);
     t.run = run_swiglu;
     t.flag = in_place;
-    t.tolerance = kind == TRIAL_F32 ? 6 : 2;
+    t.tolerance = kind == TRIAL_F32 ? 5 : 2; /* seen: 2.5; or two roundings that fall to the other side */
     add_matrix(&t, in_place ? TRIAL_OUT : TRIAL_IN, kind, s);
     add_matrix(&t, TRIAL_IN, kind, s);
     if (!in_place) add_matrix(&t, TRIAL_OUT, kind, s);

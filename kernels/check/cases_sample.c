@@ -129,7 +129,7 @@ static void predict_case(dllm_checker *k, const shape *s, const way *w, look l)
     t.run = run_predict;
     t.excuse = near_tie;
     t.flag = w->recorded;
-    t.tolerance = 16; /* float32 sums of many exponentials */
+    t.tolerance = 6; /* float32 sums of many exponentials, seen: 3.6 */
     t.config.vocab = s->vocab;
     t.how = (dllm_sampling){ .score = w->score, .gumbel = w->gumbel, .argmax = w->argmax, .temperature = w->temperature, .top_p = w->top_p };
     t.how.top_k = w->top_k;
@@ -144,10 +144,7 @@ static void predict_case(dllm_checker *k, const shape *s, const way *w, look l)
     fill_noise(&t);
     fill_keys(&t);
     choose_tokens(&t, w, s->vocab);
-    for (int32_t i = 0; i < s->n; i++) {
-        dllm_trial_slack(&t, SAMPLE_SCORE, i, 64 * dllm_trial_epsilon(TRIAL_F32)); /* differences and logarithms of probabilities */
-        dllm_trial_slack(&t, SAMPLE_PROB, i, 0);
-    }
+    for (int32_t i = 0; i < s->n; i++) dllm_trial_slack(&t, SAMPLE_SCORE, i, dllm_trial_epsilon(TRIAL_F32)); /* differences, logarithms near 0 */
     dllm_trial_end(&t);
 }
 
@@ -175,7 +172,7 @@ void dllm_check_nll(dllm_checker *k)
         dllm_trial_begin(k, &t, "nll", s->n);
         dllm_trial_name(&t, "n %d vocab %d%s look %d", (int)s->n, (int)s->vocab, s->gap ? " strided" : "", i % N_LOOKS);
         t.run = run_nll;
-        t.tolerance = 4;
+        t.tolerance = 4; /* seen: 0.9 */
         t.config.vocab = s->vocab;
         dllm_trial_add(&t, TRIAL_IN, TRIAL_F32, s->n + 1, s->vocab, s->vocab + s->gap);
         dllm_trial_add(&t, TRIAL_IN, TRIAL_I32, s->n + 1, 1, 0);
@@ -183,7 +180,7 @@ void dllm_check_nll(dllm_checker *k)
         fill_logits(&t, (look)(i % N_LOOKS));
         for (int32_t r = 0; r < s->n; r++) {
             dllm_trial_set(&t, NLL_TARGET, r, 0, dllm_trial_below(k, s->vocab));
-            dllm_trial_slack(&t, NLL_OUT, r, 32 * dllm_trial_epsilon(TRIAL_F32)); /* of a logarithm near 0 */
+            dllm_trial_slack(&t, NLL_OUT, r, dllm_trial_epsilon(TRIAL_F32)); /* a logarithm near 0 */
         }
         dllm_trial_end(&t);
     }

@@ -152,14 +152,14 @@ static double read(const dllm_trial_array *a, const void *row, int64_t col)
     return a->kind == TRIAL_I32 ? (double)((const int32_t *)row)[col] : (double)dllm_get(row, (dllm_dtype)a->kind, col);
 }
 
-/* The difference in epsilons of a value of that size; the smallest positive number of the dtype counts as nothing. */
+/* The difference in epsilons of a value of that size, the slack added; the smallest positive number of the dtype counts as nothing. */
 static double error_of(const dllm_trial_array *a, double want, double got, double slack)
 {
     if (want == got || (isnan(want) && isnan(got))) return 0;
     if (!isfinite(want) || !isfinite(got) || a->kind == TRIAL_I32) return INFINITY;
-    const double tiniest = a->kind == TRIAL_F16 ? 0x1p-24 : a->kind == TRIAL_BF16 ? 0x1p-133 : 0x1p-149, epsilon = dllm_trial_epsilon(a->kind);
-    const double beyond = fabs(want - got) - slack - tiniest;
-    return beyond <= 0 ? 0 : fabs(want) < DBL_MIN ? INFINITY : beyond / (epsilon * fabs(want));
+    const double tiniest = a->kind == TRIAL_F16 ? 0x1p-24 : a->kind == TRIAL_BF16 ? 0x1p-133 : 0x1p-149;
+    const double beyond = fabs(want - got) - tiniest, unit = dllm_trial_epsilon(a->kind) * fabs(want) + slack;
+    return beyond <= 0 ? 0 : unit < DBL_MIN ? INFINITY : beyond / unit;
 }
 
 static double row_error(const dllm_trial *t, const outcome *want, const outcome *got, int32_t i)

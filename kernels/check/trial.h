@@ -22,7 +22,7 @@ typedef struct {
     unsigned char *image;       /* guard, rows, guard; NULL: out of memory */
     int order;                  /* array of row numbers, or -1: row i of the trial is row first + i here */
     int32_t first;
-    double *slack;              /* outputs: absolute error allowed in row i of the trial, besides the relative one */
+    double *slack;              /* outputs: what is added to an epsilon of the value, in row i of the trial */
 } dllm_trial_array;
 
 typedef struct dllm_checker dllm_checker;

@@ -28,7 +28,7 @@ struct dllm_checkpoint {
     dllm_config config;
     dllm_weights weights;
     size_t bytes;
-    char *folder;     /* without symbolic links */
+    char *folder; /* without symbolic links */
     shard *shards;
     int n_shards;
     dllm_json *index; /* NULL: one file; else it owns the names below */

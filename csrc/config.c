@@ -123,12 +123,8 @@ static const rule llada_rules[] = {
 };
 
 static const rule common_rules[] = {
-    { "hidden_act", "\"silu\"", "\"silu\"" },
-    { "use_sliding_window", "false", "false" },
-    { "use_mrope", "false", "false" },
-    { "qk_layernorm", "false", "false" },
-    { "use_qk_norm", "false", "false" },
-    { "rope_scaling", "null", "null" },
+    { "hidden_act", "\"silu\"", "\"silu\"" },  { "use_sliding_window", "false", "false" }, { "use_mrope", "false", "false" },
+    { "qk_layernorm", "false", "false" },      { "use_qk_norm", "false", "false" },        { "rope_scaling", "null", "null" },
     { "quantization_config", "null", "null" },
 };
 
@@ -147,8 +143,8 @@ static int check_rules(const reader *r, const rule *rules, size_t n)
 /* Before anything else: the dense and the sparse LLaDA share their model_type, and little more. */
 static int refuse_experts(const reader *r)
 {
-    static const char *const keys[] = { "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok",
-                                        "moe_intermediate_size", "expert_intermediate_size" };
+    static const char *const keys[] = { "num_experts",         "num_local_experts",     "n_routed_experts",
+                                        "num_experts_per_tok", "moe_intermediate_size", "expert_intermediate_size" };
     const dllm_json *architectures, *v;
     TRY(get(&architectures, r, "architectures"));
     const shown name = architectures ? show(r, architectures) : (shown){ "absent" };

@@ -8,7 +8,10 @@
 
 static bool free_running(const dllm_params *p) { return p->threshold > 0 || p->factor > 0; }
 
-static bool masked(const dllm_session *s, const dllm_sequence *q, int32_t r) { return s->ids[0][q->first + r] == s->params.mask_id; }
+static bool masked(const dllm_session *s, const dllm_sequence *q, int32_t r)
+{
+    return s->ids[0][q->first + r] == s->params.mask_id;
+}
 
 static int32_t count_masked(const dllm_session *s, const dllm_sequence *q, int32_t lo, int32_t hi)
 {
@@ -75,7 +78,8 @@ static void choose_candidates(dllm_session *s)
     s->n_candidates = 0;
     for (int b = 0; b < s->n_sequences; b++) {
         const dllm_sequence *q = &s->sequences[b];
-        const int32_t from = rule == DLLM_RULE_FIRST ? q->lo : 0, to = rule == DLLM_RULE_FIRST && q->block_step == 0 ? q->lo + 1 : q->hi;
+        const int32_t from = rule == DLLM_RULE_FIRST ? q->lo : 0,
+                      to = rule == DLLM_RULE_FIRST && q->block_step == 0 ? q->lo + 1 : q->hi;
         int32_t most = rule == DLLM_RULE_STEADY ? dllm_block_len(&s->params) : q->len;
         for (int32_t r = from; !q->done && r < to && most > 0; r++) {
             if (!masked(s, q, r) || !has_speaker(s, q, r)) continue;
@@ -141,7 +145,8 @@ static int32_t source_of(const dllm_session *s, const dllm_sequence *q, int32_t 
     const int32_t speaker = speaker_of(s, r);
     if (travels(&s->plans[q->index], speaker)) return where[speaker];
     if (s->params.shift == DLLM_SHIFT_CARRY) return (int32_t)s->rows + q->index;
-    return s->params.shift == DLLM_SHIFT_FLAT && where[r] > 0 ? where[r] - 1 : where[r]; /* final is packed: the neighbour's last row */
+    return s->params.shift == DLLM_SHIFT_FLAT && where[r] > 0 ? where[r] - 1
+                                                              : where[r]; /* final is packed: the neighbour's last row */
 }
 
 static int choose_asked(dllm_session *s)
@@ -227,7 +232,8 @@ static void run_round(dllm_session *s, head_round *r, dllm_mat given, const void
 {
     if (given.data) given_logits(s, given, r->which, r->n);
     else dllm_head(s, (dllm_rows){ .idx = r->rows, .n = r->n });
-    s->device.ops->predict(&s->device, r->token, r->score, r->prob, s->logits[0], r->n, &s->sampling, s->row_keys, noise, r->noise_rows);
+    s->device.ops->predict(&s->device, r->token, r->score, r->prob, s->logits[0], r->n, &s->sampling, s->row_keys, noise,
+                           r->noise_rows);
     for (int32_t i = 0; i < r->n; i++) {
         s->token[r->which[i]] = r->token[i];
         s->score[r->which[i]] = r->score[i];
@@ -318,7 +324,8 @@ static void set_priorities(dllm_session *s, const dllm_sequence *q, int64_t firs
     float highest = -INFINITY;
     for (int32_t i = 0; i < n; i++) {
         w[i] = s->score[first + i];
-        if (free_running(p)) w[i] = s->token[first + i] == p->mask_id && p->rule != DLLM_RULE_STEADY ? -INFINITY : sureness(s, first + i);
+        if (free_running(p))
+            w[i] = s->token[first + i] == p->mask_id && p->rule != DLLM_RULE_STEADY ? -INFINITY : sureness(s, first + i);
         if (w[i] > highest) highest = w[i];
     }
     if (p->alg_temp == 0 || free_running(p)) return;
@@ -361,7 +368,8 @@ static void set_fresh(dllm_session *s, dllm_sequence *q, int64_t from)
         sorted[j] = r;
     }
     while (!whole && waiting < q->fresh.n && q->fresh.idx[waiting] < q->prompt) waiting++;
-    const dllm_rows all = dllm_join(q->pick[0], (dllm_rows){ .idx = q->fresh.idx, .n = waiting }, (dllm_rows){ .idx = sorted, .n = n });
+    const dllm_rows all =
+        dllm_join(q->pick[0], (dllm_rows){ .idx = q->fresh.idx, .n = waiting }, (dllm_rows){ .idx = sorted, .n = n });
     memcpy(q->pick[3], q->pick[0], (size_t)all.n * sizeof(int32_t));
     q->fresh = (dllm_rows){ .idx = q->pick[3], .n = all.n };
 }
@@ -422,7 +430,8 @@ static void advance_steady(dllm_session *s, dllm_sequence *q, int32_t revealed, 
 {
     const int32_t block_len = dllm_block_len(&s->params), open = q->prompt + block_len * (q->revealed / block_len + 1);
     q->hi = open < q->len ? open : q->len;
-    q->done = q->revealed >= s->params.answer_len || ended_at_eos(s, q, from) || (free_running(&s->params) ? revealed == 0 : q->step == s->params.steps);
+    q->done = q->revealed >= s->params.answer_len || ended_at_eos(s, q, from) ||
+              (free_running(&s->params) ? revealed == 0 : q->step == s->params.steps);
 }
 
 static void advance(dllm_session *s, dllm_sequence *q, int32_t revealed, int64_t from)
@@ -460,7 +469,8 @@ static int32_t decide_sequence(dllm_session *s, dllm_sequence *q, int64_t first,
 static int place_noise(dllm_session *s, const void **noise)
 {
     *noise = NULL;
-    if (!s->params.noise.draw || s->params.alg_temp == 0 || s->params.score == DLLM_SCORE_ORIGIN || free_running(&s->params)) return 0;
+    if (!s->params.noise.draw || s->params.alg_temp == 0 || s->params.score == DLLM_SCORE_ORIGIN || free_running(&s->params))
+        return 0;
     int32_t most = 0;
     for (int64_t at = 0, b = 0; b < s->n_sequences; b++) {
         const dllm_sequence *q = &s->sequences[b];
@@ -482,9 +492,9 @@ static int unfinished(const dllm_session *s)
 int dllm_session_decide(dllm_session *s, dllm_mat logits)
 {
     FAIL_IF(!s->forwarded && !logits.data, DLLM_E_VALUE, "decide without a forward, and without logits");
-    FAIL_IF(logits.data && (logits.rows != s->rows || logits.cols != s->model->config.vocab || logits.dtype != DLLM_F32), DLLM_E_VALUE,
-            "logits [%lld, %lld] in %s: [%lld, %d] in float32 expected", (long long)logits.rows, (long long)logits.cols,
-            dllm_dtype_name(logits.dtype), (long long)s->rows, s->model->config.vocab);
+    FAIL_IF(logits.data && (logits.rows != s->rows || logits.cols != s->model->config.vocab || logits.dtype != DLLM_F32),
+            DLLM_E_VALUE, "logits [%lld, %lld] in %s: [%lld, %d] in float32 expected", (long long)logits.rows,
+            (long long)logits.cols, dllm_dtype_name(logits.dtype), (long long)s->rows, s->model->config.vocab);
     const double start = dllm_seconds();
     if (!s->forwarded) TRY(prepare(s));
     s->forwarded = false;

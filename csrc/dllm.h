@@ -45,7 +45,7 @@ enum {
     DLLM_E_CALLBACK = -7,   /* a callback of the caller asked to stop with an error of its own */
 };
 const char *dllm_last_error(void); /* message of the calling thread's latest failure; never NULL */
-#define DLLM_VERSION "0.1.0" /* the one place that says it; setup.py reads it here */
+#define DLLM_VERSION "0.1.0"       /* the one place that says it; setup.py reads it here */
 const char *dllm_version(void);
 
 /* ---- matrices ------------------------------------------------------------------------------------------------------------ */
@@ -66,27 +66,27 @@ typedef enum { DLLM_LLADA, DLLM_DREAM } dllm_family;
 typedef struct {
     dllm_family family;
     int32_t layers, heads, kv_heads, head_dim, dim, ffn_dim;
-    int32_t vocab;                        /* columns of the logits: rows of the embedding, padding included */
-    int32_t max_len;                      /* trained context; longer sequences run */
+    int32_t vocab;   /* columns of the logits: rows of the embedding, padding included */
+    int32_t max_len; /* trained context; longer sequences run */
     float rope_theta, norm_eps;
-    bool tied_head;                       /* the head is the embedding */
-    bool rope_f32;                        /* rotate in float32 and round once; else round tables and products to the model's dtype */
-    bool shift_logits;                    /* Dream: the logits of row p are computed at row p - 1 */
+    bool tied_head;    /* the head is the embedding */
+    bool rope_f32;     /* rotate in float32 and round once; else round tables and products to the model's dtype */
+    bool shift_logits; /* Dream: the logits of row p are computed at row p - 1 */
     int32_t mask_id, eos_id, eot_id, pad_id, bos_id; /* -1: not known */
-    dllm_dtype dtype;                     /* what "auto" means for this checkpoint: its torch_dtype, else its weights' dtype */
+    dllm_dtype dtype; /* what "auto" means for this checkpoint: its torch_dtype, else its weights' dtype */
 } dllm_config;
 
 /* y = x * Wt: matrices are [out, in] as in PyTorch. Biases have data NULL where the model has none. */
 typedef struct {
-    dllm_mat attn_norm;            /* [1, dim] */
-    dllm_mat q, k, v, o;           /* [heads * head_dim, dim], 2 x [kv_heads * head_dim, dim], [dim, heads * head_dim] */
+    dllm_mat attn_norm;  /* [1, dim] */
+    dllm_mat q, k, v, o; /* [heads * head_dim, dim], 2 x [kv_heads * head_dim, dim], [dim, heads * head_dim] */
     dllm_mat q_bias, k_bias, v_bias;
-    dllm_mat ffn_norm;             /* [1, dim] */
-    dllm_mat gate, up, down;       /* 2 x [ffn_dim, dim], [dim, ffn_dim] */
+    dllm_mat ffn_norm;       /* [1, dim] */
+    dllm_mat gate, up, down; /* 2 x [ffn_dim, dim], [dim, ffn_dim] */
 } dllm_layer;
 
 typedef struct {
-    dllm_mat embed, norm, head;    /* [vocab, dim], [1, dim], [vocab, dim] */
+    dllm_mat embed, norm, head; /* [vocab, dim], [1, dim], [vocab, dim] */
     dllm_layer *layers;
 } dllm_weights;
 
@@ -114,7 +114,7 @@ size_t dllm_checkpoint_bytes(const dllm_checkpoint *c); /* of all weights */
 typedef struct dllm_device dllm_device;
 int dllm_device_open(dllm_device **out, const char *name, int threads);
 void dllm_device_close(dllm_device *d);
-const char *dllm_device_name(const dllm_device *d); /* "cpu" or "cuda:0" */
+const char *dllm_device_name(const dllm_device *d);    /* "cpu" or "cuda:0" */
 const char *dllm_device_backend(const dllm_device *d); /* which kernels run: "c", "avx2", "avx512bf16", "amx", "cuda" */
 int dllm_device_threads(const dllm_device *d);
 /* Opens the CUDA plug-in, libdllm_cuda.so beside this library if path is NULL: its device count, or DLLM_E_DEVICE and one line that
@@ -132,25 +132,28 @@ dllm_dtype dllm_model_dtype(const dllm_model *m);
 size_t dllm_model_bytes(const dllm_model *m); /* of all weights */
 
 /* ---- what one request wants ------------------------------------------------------------------------------------------------ */
-typedef enum {                 /* when to reveal how many rows */
-    DLLM_RULE_QUOTA,           /* LLaDA: a block's masks divided evenly over its steps */
-    DLLM_RULE_TIMES,           /* Dream: a time schedule from 1 down to eps */
-    DLLM_RULE_FIRST,           /* Sparse-dLLM's Dream: a block's first row at its first step, then the time schedule */
-    DLLM_RULE_STEADY,          /* DyLLM: answer_len / steps rows a step, at most one block beyond what is complete; ends at EOS */
+/* When to reveal how many rows. */
+typedef enum {
+    DLLM_RULE_QUOTA,  /* LLaDA: a block's masks divided evenly over its steps */
+    DLLM_RULE_TIMES,  /* Dream: a time schedule from 1 down to eps */
+    DLLM_RULE_FIRST,  /* Sparse-dLLM's Dream: a block's first row at its first step, then the time schedule */
+    DLLM_RULE_STEADY, /* DyLLM: answer_len / steps rows a step, at most one block beyond what is complete; ends at EOS */
 } dllm_rule;
 
-typedef enum {                 /* which rows first: those with the highest score */
-    DLLM_SCORE_PROB,           /* probability of the token ("low_confidence", "maskgit_plus") */
-    DLLM_SCORE_MARGIN,         /* probability of the best token minus that of the second ("topk_margin") */
-    DLLM_SCORE_ENTROPY,        /* negative entropy ("entropy") */
-    DLLM_SCORE_RANDOM,         /* a uniform number ("random") */
-    DLLM_SCORE_ORIGIN,         /* every row by its own coin ("origin"); only with DLLM_RULE_TIMES */
+/* Which rows first: those with the highest score. */
+typedef enum {
+    DLLM_SCORE_PROB,    /* probability of the token ("low_confidence", "maskgit_plus") */
+    DLLM_SCORE_MARGIN,  /* probability of the best token minus that of the second ("topk_margin") */
+    DLLM_SCORE_ENTROPY, /* negative entropy ("entropy") */
+    DLLM_SCORE_RANDOM,  /* a uniform number ("random") */
+    DLLM_SCORE_ORIGIN,  /* every row by its own coin ("origin"); only with DLLM_RULE_TIMES */
 } dllm_score;
 
-typedef enum {                 /* Dream under a cache: who speaks for the first row that travels, if the row before does not */
-    DLLM_SHIFT_CARRY,          /* the row before, as it was computed last */
-    DLLM_SHIFT_OWN,            /* the row itself (Sparse-dLLM's own code) */
-    DLLM_SHIFT_FLAT,           /* the row before it in the packed batch, whoever's it is (DyLLM's own code) */
+/* Dream under a cache: who speaks for the first row that travels, if the row before does not. */
+typedef enum {
+    DLLM_SHIFT_CARRY, /* the row before, as it was computed last */
+    DLLM_SHIFT_OWN,   /* the row itself (Sparse-dLLM's own code) */
+    DLLM_SHIFT_FLAT,  /* the row before it in the packed batch, whoever's it is (DyLLM's own code) */
 } dllm_shift;
 
 /* Recorded random numbers, asked for in the order of the official loops. draw() returns shape[0] * shape[1] * ... contiguous
@@ -165,28 +168,28 @@ typedef struct dllm_strategy dllm_strategy; /* a caching method; see strategy.h 
 enum { DLLM_MAX_OPTIONS = 8 };
 
 typedef struct {
-    int32_t answer_len;        /* masks appended to every prompt; 0: only forward passes */
-    int32_t block_len;         /* divides answer_len; 0: one block, for Dream with the prompt's masks in it */
-    int32_t steps;             /* over all blocks, which divide it */
+    int32_t answer_len; /* masks appended to every prompt; 0: only forward passes */
+    int32_t block_len;  /* divides answer_len; 0: one block, for Dream with the prompt's masks in it */
+    int32_t steps;      /* over all blocks, which divide it */
     dllm_rule rule;
     dllm_score score;
-    bool gumbel;               /* LLaDA's sampling: noise on the raw logits, score from the clean ones; else Dream's: temperature, filters, draw */
-    float temperature;         /* 0: greedy */
-    float top_p;               /* 1 or more: off */
-    int32_t top_k;             /* 0: off */
-    float alg_temp;            /* 0: take the highest scores; else draw rows with probability softmax(score / alg_temp) */
-    float eps;                 /* where the time schedule ends */
-    bool argmax;               /* the token is always the best one; temperature only rescales scores */
-    float cfg_scale;           /* classifier-free guidance: 0 off */
-    int32_t cfg_interval;      /* steps between passes without the condition, after the first five; what they add is kept in between */
-    float threshold;           /* reveal every candidate whose probability reaches it, at least one; <= 0: off */
-    float factor;              /* Fast-dLLM's factor rule: reveal the n surest with p_n >= 1 - factor / (n + 1); <= 0: off */
-    bool early_stop;           /* a sequence ends once everything before its first EOS is fixed; the rest becomes EOS */
+    bool gumbel;       /* LLaDA's sampling: noise on raw logits, score from clean ones; else Dream's: temperature, filters, draw */
+    float temperature; /* 0: greedy */
+    float top_p;       /* 1 or more: off */
+    int32_t top_k;     /* 0: off */
+    float alg_temp;    /* 0: take the highest scores; else draw rows with probability softmax(score / alg_temp) */
+    float eps;         /* where the time schedule ends */
+    bool argmax;       /* the token is always the best one; temperature only rescales scores */
+    float cfg_scale;   /* classifier-free guidance: 0 off */
+    int32_t cfg_interval; /* steps between passes without the condition, after the first five; what they add is kept in between */
+    float threshold;      /* reveal every candidate whose probability reaches it, at least one; <= 0: off */
+    float factor;         /* Fast-dLLM's factor rule: reveal the n surest with p_n >= 1 - factor / (n + 1); <= 0: off */
+    bool early_stop;      /* a sequence ends once everything before its first EOS is fixed; the rest becomes EOS */
     bool logits_eos_inf, confidence_eos_eot_inf; /* LLaDA's two flags */
     int32_t mask_id, eos_id, eot_id;
-    dllm_noise noise;          /* draw NULL: Philox */
+    dllm_noise noise; /* draw NULL: Philox */
     dllm_shift shift;
-    bool watch;                /* record what the caching method does: dllm_session_watched */
+    bool watch;                    /* record what the caching method does: dllm_session_watched */
     const dllm_strategy *strategy; /* NULL: no caching */
     double options[DLLM_MAX_OPTIONS];
 } dllm_params;
@@ -200,20 +203,20 @@ const char *dllm_strategy_option(int i, int option, const char **help, double *f
 
 typedef struct {
     const int32_t *ids;
-    const int32_t *positions;  /* for rotary embedding; NULL: 0, 1, ... Answer rows continue from the last one */
+    const int32_t *positions; /* for rotary embedding; NULL: 0, 1, ... Answer rows continue from the last one */
     int32_t n;
-    int32_t condition;         /* leading rows that guidance blanks out; 0: all n */
-    uint64_t seed, stream;     /* random numbers are a function of these, the step and the row alone */
+    int32_t condition;     /* leading rows that guidance blanks out; 0: all n */
+    uint64_t seed, stream; /* random numbers are a function of these, the step and the row alone */
 } dllm_prompt;
 
 /* ---- sessions -------------------------------------------------------------------------------------------------------------- */
 typedef struct {
-    uint64_t forwards, steps, tokens;  /* network passes, steps, rows revealed */
+    uint64_t forwards, steps, tokens;                               /* network passes, steps, rows revealed */
     uint64_t rows_v, rows_k, rows_q, rows_out, rows_ffn, rows_head; /* rows computed, summed over layers and passes */
-    uint64_t flops, flops_uncached;    /* multiply-adds count 2; what an uncached run of the same steps costs, head on the same rows */
+    uint64_t flops, flops_uncached; /* multiply-adds count 2; what an uncached run of the same steps costs, head on the same rows */
     size_t cache_bytes, scratch_bytes; /* kept between steps; everything else the session holds */
     size_t weight_bytes;
-    double seconds;                    /* inside step, forward and decide */
+    double seconds; /* inside step, forward and decide */
 } dllm_stats;
 
 typedef struct dllm_session dllm_session;

@@ -13,7 +13,9 @@ static void choose_rows(dllm_session *s)
         const dllm_plan *p = &s->plans[b];
         const dllm_rows wanted = last && !keeps ? q->ask : p->rows; /* nobody reads the other rows of the last layer */
         dllm_layer_rows *r = &s->layer_rows[b];
-        *r = (dllm_layer_rows){ .v = q->changed, .k = q->changed, .exact = q->changed, .out = wanted, .ffn = wanted, .travel = wanted };
+        *r = (dllm_layer_rows){
+            .v = q->changed, .k = q->changed, .exact = q->changed, .out = wanted, .ffn = wanted, .travel = wanted
+        };
         if (st->keeps & DLLM_KEEP_CONTEXT) r->delta = dllm_without(q->pick[0], p->rows, q->changed);
         if (last && !keeps) r->exact = p->inspect.n ? dllm_join(q->pick[0], wanted, p->inspect) : wanted;
         r->norm = r->delta.n ? p->rows : r->v;
@@ -42,14 +44,15 @@ static int spans(dllm_session *s, bool delta)
 /* ---- accounting: what the sets cost, and what an uncached pass would ------------------------------------------------------------------ */
 typedef struct {
     uint64_t v, k, q, out, ffn;
-    uint64_t pairs;   /* query and key pairs that are scored */
-    uint64_t summed;  /* of these, pairs whose values are summed */
+    uint64_t pairs;  /* query and key pairs that are scored */
+    uint64_t summed; /* of these, pairs whose values are summed */
 } layer_work;
 
 static uint64_t flops_of(const dllm_config *c, const layer_work *w)
 {
     const uint64_t dim = (uint64_t)c->dim, wide = (uint64_t)(c->heads * c->head_dim), kv = (uint64_t)(c->kv_heads * c->head_dim);
-    return 2 * dim * (kv * (w->v + w->k) + wide * (w->q + w->out)) + 2 * wide * (w->pairs + w->summed) + 6 * dim * (uint64_t)c->ffn_dim * w->ffn;
+    return 2 * dim * (kv * (w->v + w->k) + wide * (w->q + w->out)) + 2 * wide * (w->pairs + w->summed) +
+           6 * dim * (uint64_t)c->ffn_dim * w->ffn;
 }
 
 static void count(dllm_session *s)
@@ -61,9 +64,15 @@ static void count(dllm_session *s)
         const dllm_plan *p = &s->plans[b];
         if (p->rows.n == 0) continue; /* finished */
         const uint64_t exact = (uint64_t)r->exact.n, delta = (uint64_t)r->delta.n, keys = (uint64_t)p->n_keys;
-        const layer_work w = { (uint64_t)r->v.n, (uint64_t)r->k.n, exact + delta, (uint64_t)r->out.n, (uint64_t)r->ffn.n,
-                               (exact + delta) * keys, exact * keys + delta * (uint64_t)r->v.n };
-        const uint64_t len = (uint64_t)s->sequences[b].len, wanted = s->layer == c->layers - 1 ? (uint64_t)s->sequences[b].ask.n : len;
+        const layer_work w = { (uint64_t)r->v.n,
+                               (uint64_t)r->k.n,
+                               exact + delta,
+                               (uint64_t)r->out.n,
+                               (uint64_t)r->ffn.n,
+                               (exact + delta) * keys,
+                               exact * keys + delta * (uint64_t)r->v.n };
+        const uint64_t len = (uint64_t)s->sequences[b].len,
+                       wanted = s->layer == c->layers - 1 ? (uint64_t)s->sequences[b].ask.n : len;
         const layer_work uncached = { len, len, wanted, wanted, wanted, wanted * len, wanted * len };
         st->rows_v += w.v;
         st->rows_k += w.k;
@@ -123,8 +132,9 @@ static void attention(dllm_session *s, const dllm_layer *w)
     dllm_mat q = s->q;
     q.data = dllm_at(s->q, exact.n);
     project_queries(s, w, q, delta);
-    op->attend_delta(d, s->context, delta, s->kept_context, dllm_pack(s, DLLM_SET_DELTA, DLLM_IN_CONTEXT), q, s->keys, s->new_values,
-                     dllm_pack(s, DLLM_SET_V, DLLM_IN_SLOTS), s->spans, s->columns, spans(s, true), c->heads, c->kv_heads);
+    op->attend_delta(d, s->context, delta, s->kept_context, dllm_pack(s, DLLM_SET_DELTA, DLLM_IN_CONTEXT), q, s->keys,
+                     s->new_values, dllm_pack(s, DLLM_SET_V, DLLM_IN_SLOTS), s->spans, s->columns, spans(s, true), c->heads,
+                     c->kv_heads);
 }
 
 /* Which rows turned since they were last seen: theirs is the feed-forward of this layer, and they enter the next one as changed. */
@@ -166,7 +176,8 @@ static void run_layer(dllm_session *s)
     project_values(s, w);
     attention(s, w);
     if (s->strategy->after_context) compare_contexts(s);
-    op->linear(d, s->attn, dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ATTN), s->context, dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ROWS), w->o, (dllm_mat){ 0 });
+    op->linear(d, s->attn, dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ATTN), s->context, dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ROWS), w->o,
+               (dllm_mat){ 0 });
     op->add(d, s->x, travel, s->attn, dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ATTN));
     feed_forward(s, w);
     op->add(d, s->x, travel, s->ffn, dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_FFN));

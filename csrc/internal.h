@@ -22,23 +22,23 @@ enum {
 
 /* One timeline of a batch. Rows are local: 0 .. len - 1. */
 typedef struct {
-    int32_t index, first;      /* its place in the batch, its first packed row */
-    int32_t len, prompt;       /* rows in all, rows of the prompt */
-    int32_t condition;         /* leading rows that guidance blanks out */
-    int32_t fixed;             /* leading rows that no step can change */
-    int32_t slot;              /* its first slot among the kept ones of a layer */
+    int32_t index, first; /* its place in the batch, its first packed row */
+    int32_t len, prompt;  /* rows in all, rows of the prompt */
+    int32_t condition;    /* leading rows that guidance blanks out */
+    int32_t fixed;        /* leading rows that no step can change */
+    int32_t slot;         /* its first slot among the kept ones of a layer */
     uint64_t seed, stream;
-    int32_t step;              /* steps made */
-    int32_t block, block_step; /* the open block, steps made in it */
-    int32_t lo, hi;            /* its rows; candidates lie below hi */
-    int32_t masks;             /* in [lo, hi) when the block opened */
-    int32_t revealed;          /* rows that are no masks any more, of the answer */
+    int32_t step;                  /* steps made */
+    int32_t block, block_step;     /* the open block, steps made in it */
+    int32_t lo, hi;                /* its rows; candidates lie below hi */
+    int32_t masks;                 /* in [lo, hi) when the block opened */
+    int32_t revealed;              /* rows that are no masks any more, of the answer */
     int32_t passes[DLLM_BRANCHES]; /* of the network, in each branch */
-    int32_t carried;           /* row whose final state is remembered, -1: none yet */
-    dllm_rows ask;             /* rows whose logits are wanted */
-    dllm_rows changed;         /* rows whose input moved before the current layer */
-    dllm_rows fresh;           /* rows whose ids changed and that no pass has seen as changed yet, ascending */
-    int32_t *pick[DLLM_PICKS]; /* room for row sets */
+    int32_t carried;               /* row whose final state is remembered, -1: none yet */
+    dllm_rows ask;                 /* rows whose logits are wanted */
+    dllm_rows changed;             /* rows whose input moved before the current layer */
+    dllm_rows fresh;               /* rows whose ids changed and that no pass has seen as changed yet, ascending */
+    int32_t *pick[DLLM_PICKS];     /* room for row sets */
     bool done;
 } dllm_sequence;
 
@@ -61,45 +61,45 @@ struct dllm_session {
     int32_t *ids[DLLM_BRANCHES]; /* [rows]; the second branch has its condition blanked */
     int32_t *places;             /* arena of row numbers, for packed sets that are no range */
     int64_t places_used;
-    int32_t *picks;              /* [DLLM_PICKS * rows], the sequences' rooms */
-    dllm_span *spans;            /* [n_sequences] */
-    dllm_columns *columns;       /* [n_sequences] */
+    int32_t *picks;        /* [DLLM_PICKS * rows], the sequences' rooms */
+    dllm_span *spans;      /* [n_sequences] */
+    dllm_columns *columns; /* [n_sequences] */
 
-    dllm_mat x, h;               /* [rows, dim]: residual stream; its norm */
-    dllm_mat q, context;         /* [rows, heads * head_dim] */
-    dllm_mat gate, up;           /* [rows, ffn_dim] */
-    dllm_mat cos, sin;           /* [rows, head_dim / 2] float32, at every row's own position */
+    dllm_mat x, h;       /* [rows, dim]: residual stream; its norm */
+    dllm_mat q, context; /* [rows, heads * head_dim] */
+    dllm_mat gate, up;   /* [rows, ffn_dim] */
+    dllm_mat cos, sin;   /* [rows, head_dim / 2] float32, at every row's own position */
     /* What layers keep, branch after branch and layer after layer, then room for what passes: see rows.c. */
-    dllm_mat keys, values;       /* [branches * layers * kept_slots + rows, kv_heads * head_dim] */
-    dllm_mat attn, ffn;          /* [(kept: branches * layers) * rows, dim] */
-    dllm_mat kept_context;       /* [branches * layers * rows, heads * head_dim], or nothing */
-    dllm_mat new_values;         /* [rows, kv_heads * head_dim], for methods that compare them with the kept ones */
-    int64_t kept_slots;          /* of one layer */
-    float *similarity, *space;   /* [rows], [2 * rows], for the hooks */
-    dllm_mat final[DLLM_BRANCHES];  /* [rows + n_sequences, dim]: asked rows after the last norm, packed from 0; then carried ones */
+    dllm_mat keys, values;         /* [branches * layers * kept_slots + rows, kv_heads * head_dim] */
+    dllm_mat attn, ffn;            /* [(kept: branches * layers) * rows, dim] */
+    dllm_mat kept_context;         /* [branches * layers * rows, heads * head_dim], or nothing */
+    dllm_mat new_values;           /* [rows, kv_heads * head_dim], for methods that compare them with the kept ones */
+    int64_t kept_slots;            /* of one layer */
+    float *similarity, *space;     /* [rows], [2 * rows], for the hooks */
+    dllm_mat final[DLLM_BRANCHES]; /* [rows + n_sequences, dim]: asked rows after the last norm, packed from 0; then carried ones */
     dllm_mat logits[DLLM_BRANCHES]; /* [DLLM_HEAD_ROWS, vocab] float32 */
-    dllm_mat residual;           /* [rows, vocab] float32: what guidance added last, if it is not asked every step */
-    char *hidden;                /* where a pass leaves every layer's input, or NULL */
+    dllm_mat residual;              /* [rows, vocab] float32: what guidance added last, if it is not asked every step */
+    char *hidden;                   /* where a pass leaves every layer's input, or NULL */
 
-    int32_t *ask;                /* [rows] local rows, sequence after sequence */
+    int32_t *ask; /* [rows] local rows, sequence after sequence */
     int64_t n_ask;
-    int32_t *candidates;         /* [rows] packed rows that may be revealed, ascending */
-    int32_t *source;             /* of each: row of final that speaks for it; -1: the origin rule's coin left it out */
+    int32_t *candidates; /* [rows] packed rows that may be revealed, ascending */
+    int32_t *source;     /* of each: row of final that speaks for it; -1: the origin rule's coin left it out */
     int64_t n_candidates;
-    int32_t *token;              /* of each candidate */
+    int32_t *token; /* of each candidate */
     float *score, *prob;
-    float *priority;             /* what the candidates of one sequence are ordered by */
-    int32_t *order;              /* of one sequence, surest first */
-    int32_t *revealed;           /* packed rows of the latest step, surest first in each sequence */
+    float *priority;   /* what the candidates of one sequence are ordered by */
+    int32_t *order;    /* of one sequence, surest first */
+    int32_t *revealed; /* packed rows of the latest step, surest first in each sequence */
     int64_t n_revealed;
-    dllm_key *row_keys;          /* [DLLM_HEAD_ROWS] */
-    bool forwarded;              /* forward() ran, decide() has not */
+    dllm_key *row_keys; /* [DLLM_HEAD_ROWS] */
+    bool forwarded;     /* forward() ran, decide() has not */
 
-    int8_t *mode;                /* [branches * layers * n_sequences] what the method did in the latest step, or NULL: nobody watches */
-    uint8_t *chosen;             /* [branches * layers * rows] 1: the row was chosen */
-    float *seen;                 /* the same shape: what it was chosen by */
+    int8_t *mode;    /* [branches * layers * n_sequences] what the method did in the latest step, or NULL: nobody watches */
+    uint8_t *chosen; /* [branches * layers * rows] 1: the row was chosen */
+    float *seen;     /* the same shape: what it was chosen by */
 
-    void **blocks;               /* every allocation, freed at the end */
+    void **blocks; /* every allocation, freed at the end */
     int n_blocks;
     dllm_stats stats;
 };

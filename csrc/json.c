@@ -10,8 +10,8 @@ typedef struct {
     size_t n, at;
     dllm_json *values;
     uint32_t count;
-    char *strings;                       /* where the next decoded string goes */
-    uint32_t open[DLLM_JSON_MAX_DEPTH];  /* the containers around the cursor, as indices of values */
+    char *strings;                      /* where the next decoded string goes */
+    uint32_t open[DLLM_JSON_MAX_DEPTH]; /* the containers around the cursor, as indices of values */
     int depth;
 } parser;
 

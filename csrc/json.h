@@ -14,17 +14,23 @@
 enum { DLLM_JSON_MAX_BYTES = 100000000, DLLM_JSON_MAX_VALUES = 8000000, DLLM_JSON_MAX_DEPTH = 64 };
 
 typedef enum {
-    DLLM_JSON_NULL, DLLM_JSON_FALSE, DLLM_JSON_TRUE, DLLM_JSON_NUMBER, DLLM_JSON_STRING, DLLM_JSON_ARRAY, DLLM_JSON_OBJECT,
+    DLLM_JSON_NULL,
+    DLLM_JSON_FALSE,
+    DLLM_JSON_TRUE,
+    DLLM_JSON_NUMBER,
+    DLLM_JSON_STRING,
+    DLLM_JSON_ARRAY,
+    DLLM_JSON_OBJECT,
 } dllm_json_kind;
 
 typedef struct {
     uint8_t kind;
-    bool integral;           /* a number without fraction and exponent that fits: `integer` is exact; otherwise `number` holds it */
-    uint32_t span;           /* 1 + the values inside */
-    uint32_t at, len;        /* where it stands in the text */
+    bool integral;    /* a number without fraction and exponent that fits: `integer` is exact; otherwise `number` holds it */
+    uint32_t span;    /* 1 + the values inside */
+    uint32_t at, len; /* where it stands in the text */
     union {
-        const char *string;  /* decoded, valid UTF-8, ends with a zero byte and holds no other */
-        double number;       /* finite */
+        const char *string; /* decoded, valid UTF-8, ends with a zero byte and holds no other */
+        double number;      /* finite */
         int64_t integer;
     };
 } dllm_json;

@@ -9,7 +9,8 @@ const char *dllm_version(void) { return DLLM_VERSION; }
 int dllm_model_open(dllm_model **out, dllm_device *d, const dllm_config *c, const dllm_weights *w, dllm_dtype act)
 {
     *out = NULL;
-    FAIL_IF(act != DLLM_F32 && act != DLLM_BF16 && act != DLLM_F16, DLLM_E_TYPE, "dtype %d: float32, bfloat16 or float16 expected", act);
+    FAIL_IF(act != DLLM_F32 && act != DLLM_BF16 && act != DLLM_F16, DLLM_E_TYPE, "dtype %d: float32, bfloat16 or float16 expected",
+            act);
     const size_t bytes = (size_t)c->layers * sizeof *w->layers;
     dllm_model *m = calloc(1, sizeof *m);
     dllm_layer *layers = malloc(bytes);

@@ -39,17 +39,19 @@ static int check_schedule(const dllm_params *p)
     FAIL_IF(p->rule == DLLM_RULE_STEADY && (p->steps < 1 || p->answer_len % p->steps != 0), DLLM_E_VALUE,
             "%d steps do not divide the answer length %d, which this rule needs", p->steps, p->answer_len);
     if (p->rule == DLLM_RULE_STEADY) return 0;
-    FAIL_IF(p->block_len < 0 || p->answer_len % dllm_block_len(p) != 0, DLLM_E_VALUE, "block length %d does not divide the answer length %d",
-            p->block_len, p->answer_len);
+    FAIL_IF(p->block_len < 0 || p->answer_len % dllm_block_len(p) != 0, DLLM_E_VALUE,
+            "block length %d does not divide the answer length %d", p->block_len, p->answer_len);
     const int32_t blocks = p->answer_len / dllm_block_len(p);
     FAIL_IF(p->steps < 1, DLLM_E_VALUE, "%d steps: at least 1 expected", p->steps);
-    FAIL_IF(p->steps % blocks != 0, DLLM_E_VALUE, "%d steps do not divide evenly over %d blocks of %d", p->steps, blocks, dllm_block_len(p));
+    FAIL_IF(p->steps % blocks != 0, DLLM_E_VALUE, "%d steps do not divide evenly over %d blocks of %d", p->steps, blocks,
+            dllm_block_len(p));
     return 0;
 }
 
 static int check_number(const char *name, float x, float lowest)
 {
-    FAIL_IF(!(x >= lowest) || isinf(x), DLLM_E_VALUE, "%s %g: a finite number of at least %g expected", name, (double)x, (double)lowest);
+    FAIL_IF(!(x >= lowest) || isinf(x), DLLM_E_VALUE, "%s %g: a finite number of at least %g expected", name, (double)x,
+            (double)lowest);
     return 0;
 }
 
@@ -57,7 +59,8 @@ static int check_ids(const dllm_params *p, const dllm_config *c)
 {
     FAIL_IF(p->mask_id >= c->vocab || p->eos_id >= c->vocab || p->eot_id >= c->vocab, DLLM_E_VALUE,
             "mask id %d, eos id %d, eot id %d: all must lie in the vocabulary of %d", p->mask_id, p->eos_id, p->eot_id, c->vocab);
-    FAIL_IF(p->mask_id < 0 && (p->answer_len > 0 || p->cfg_scale > 0), DLLM_E_VALUE, "the checkpoint names no mask id: pass mask_id");
+    FAIL_IF(p->mask_id < 0 && (p->answer_len > 0 || p->cfg_scale > 0), DLLM_E_VALUE,
+            "the checkpoint names no mask id: pass mask_id");
     FAIL_IF(p->eos_id < 0 && (p->early_stop || p->logits_eos_inf || p->confidence_eos_eot_inf), DLLM_E_VALUE,
             "the checkpoint names no eos id: pass eos_id");
     return 0;
@@ -68,8 +71,8 @@ static int check_strategy(const dllm_params *p, const dllm_config *c)
     const dllm_strategy *st = p->strategy;
     for (int i = 0; st && i < DLLM_MAX_OPTIONS && st->options[i].name; i++) {
         const dllm_option *o = &st->options[i];
-        FAIL_IF(!(p->options[i] >= o->lowest && p->options[i] <= o->highest), DLLM_E_VALUE, "%s: %s %g: %g to %g expected", st->name, o->name,
-                p->options[i], o->lowest, o->highest);
+        FAIL_IF(!(p->options[i] >= o->lowest && p->options[i] <= o->highest), DLLM_E_VALUE, "%s: %s %g: %g to %g expected",
+                st->name, o->name, p->options[i], o->lowest, o->highest);
     }
     return st && st->check && p->answer_len > 0 ? st->check(p, c) : 0;
 }
@@ -103,12 +106,13 @@ int dllm_check_params(const dllm_params *p, const dllm_config *c)
     TRY(check_number("eps", p->eps, 0));
     FAIL_IF(p->eps > 1, DLLM_E_VALUE, "eps %g: at most 1 expected", (double)p->eps);
     FAIL_IF(p->top_k < 0, DLLM_E_VALUE, "top_k %d: 0 (off) or more expected", p->top_k);
-    FAIL_IF(isnan(p->threshold) || isnan(p->factor), DLLM_E_VALUE, "threshold %g, factor %g: numbers expected", (double)p->threshold,
-            (double)p->factor);
+    FAIL_IF(isnan(p->threshold) || isnan(p->factor), DLLM_E_VALUE, "threshold %g, factor %g: numbers expected",
+            (double)p->threshold, (double)p->factor);
     FAIL_IF(p->threshold > 0 && p->factor > 0, DLLM_E_VALUE, "threshold %g and factor %g exclude each other", (double)p->threshold,
             (double)p->factor);
     FAIL_IF(p->score == DLLM_SCORE_ORIGIN && p->answer_len > 0 && (p->rule != DLLM_RULE_TIMES || p->threshold > 0 || p->factor > 0),
-            DLLM_E_VALUE, "alg \"origin\" flips a coin for every mask by the time schedule: it goes with no other rule, threshold or factor");
+            DLLM_E_VALUE,
+            "alg \"origin\" flips a coin for every mask by the time schedule: it goes with no other rule, threshold or factor");
     FAIL_IF(p->cfg_interval < 1, DLLM_E_VALUE, "cfg_interval %d: at least 1 expected", p->cfg_interval);
     TRY(check_strategy(p, c));
     return check_ids(p, c);
@@ -122,7 +126,12 @@ static void add_id(int32_t *ids, int32_t *n, int32_t id)
 /* LLaDA's flags as data. The official code masks EOS for the score only when the noisy logits are the clean ones: at temperature 0. */
 dllm_sampling dllm_sampling_of(const dllm_params *p)
 {
-    dllm_sampling how = { .score = p->score, .gumbel = p->gumbel, .argmax = p->argmax, .temperature = p->temperature, .top_p = p->top_p, .top_k = p->top_k };
+    dllm_sampling how = { .score = p->score,
+                          .gumbel = p->gumbel,
+                          .argmax = p->argmax,
+                          .temperature = p->temperature,
+                          .top_p = p->top_p,
+                          .top_k = p->top_k };
     if (p->logits_eos_inf) add_id(how.banned, &how.n_banned, p->eos_id);
     if (p->confidence_eos_eot_inf) add_id(how.unscored, &how.n_unscored, p->eot_id);
     if (p->confidence_eos_eot_inf && p->temperature == 0) add_id(how.unscored, &how.n_unscored, p->eos_id);

@@ -14,8 +14,9 @@ static void collect(void *arg, const dllm_check_result *r)
 {
     results *to = arg;
     const PyGILState_STATE gil = PyGILState_Ensure();
-    PyObject *row = Py_BuildValue("{s:s,s:s,s:d,s:d,s:N,s:s,s:d,s:d}", "kernel", r->kernel, "case", r->name, "error", r->error, "tolerance",
-                                  r->tolerance, "ok", PyBool_FromLong(r->ok), "why", r->why, "seconds", r->seconds, "seconds_c", r->seconds_c);
+    PyObject *row =
+        Py_BuildValue("{s:s,s:s,s:d,s:d,s:N,s:s,s:d,s:d}", "kernel", r->kernel, "case", r->name, "error", r->error, "tolerance",
+                      r->tolerance, "ok", PyBool_FromLong(r->ok), "why", r->why, "seconds", r->seconds, "seconds_c", r->seconds_c);
     if (!row || PyList_Append(to->list, row) < 0) to->failed = true;
     Py_XDECREF(row);
     PyGILState_Release(gil);
@@ -33,8 +34,10 @@ static PyObject *check(PyObject *module, PyObject *args, PyObject *keywords)
     results to = { .list = PyList_New(0) };
     if (!to.list) return NULL;
     int status;
-    Py_BEGIN_ALLOW_THREADS status = dllm_check(ops, kernel, seed, timing, dllm_threads_default(), collect, &to);
-    Py_END_ALLOW_THREADS if (status >= 0 && !to.failed) return to.list;
+    Py_BEGIN_ALLOW_THREADS
+    status = dllm_check(ops, kernel, seed, timing, dllm_threads_default(), collect, &to);
+    Py_END_ALLOW_THREADS
+    if (status >= 0 && !to.failed) return to.list;
     Py_DECREF(to.list);
     return to.failed ? NULL : dllm_py_raise(module, status);
 }

@@ -16,8 +16,8 @@ static int dtype_of(PyObject *module, const char *name, dllm_dtype fallback, dll
     return -1;
 }
 
-static int open_on(PyObject *module, dllm_py_model *self, const dllm_config *c, const dllm_weights *w, const char *dtype, const char *device,
-                   int threads)
+static int open_on(PyObject *module, dllm_py_model *self, const dllm_config *c, const dllm_weights *w, const char *dtype,
+                   const char *device, int threads)
 {
     dllm_dtype act;
     if (dtype_of(module, dtype, c->dtype, &act) < 0) return -1;
@@ -39,13 +39,18 @@ static PyObject *from_folder(PyTypeObject *type, PyObject *args, PyObject *keywo
     PyObject *module = PyType_GetModule(type), *folder;
     const char *dtype = "auto", *device = "auto";
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O&|$ssi", names, PyUnicode_FSConverter, &folder, &dtype, &device, &threads)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O&|$ssi", names, PyUnicode_FSConverter, &folder, &dtype, &device, &threads))
+        return NULL;
     dllm_py_model *self = new_model(module);
     if (self) {
         int status;
-        Py_BEGIN_ALLOW_THREADS status = dllm_checkpoint_open(&self->files, PyBytes_AS_STRING(folder));
-        Py_END_ALLOW_THREADS if (status < 0) dllm_py_raise(module, status);
-        else status = open_on(module, self, dllm_checkpoint_config(self->files), dllm_checkpoint_weights(self->files), dtype, device, threads);
+        Py_BEGIN_ALLOW_THREADS
+        status = dllm_checkpoint_open(&self->files, PyBytes_AS_STRING(folder));
+        Py_END_ALLOW_THREADS
+        if (status < 0) dllm_py_raise(module, status);
+        else
+            status = open_on(module, self, dllm_checkpoint_config(self->files), dllm_checkpoint_weights(self->files), dtype, device,
+                             threads);
         if (status < 0) Py_CLEAR(self);
     }
     Py_DECREF(folder);
@@ -63,8 +68,8 @@ static int weight_dtype(const char *name, const dllm_py_tensor *t, dllm_dtype *o
     const bool bf16 = t->code == DLPACK_BFLOAT && t->bits == 16, f16 = t->code == DLPACK_FLOAT && t->bits == 16;
     *out = bf16 ? DLLM_BF16 : f16 ? DLLM_F16 : DLLM_F32;
     if (bf16 || f16 || (t->code == DLPACK_FLOAT && t->bits == 32)) return 0;
-    PyErr_Format(PyExc_TypeError, "tensor '%s' has DLPack dtype code %d with %d bits: float32, bfloat16 or float16 expected", name, t->code,
-                 t->bits);
+    PyErr_Format(PyExc_TypeError, "tensor '%s' has DLPack dtype code %d with %d bits: float32, bfloat16 or float16 expected", name,
+                 t->code, t->bits);
     return -1;
 }
 
@@ -124,7 +129,8 @@ static PyObject *from_tensors(PyTypeObject *type, PyObject *args, PyObject *keyw
     const char *json, *dtype = "auto", *device = "auto";
     Py_ssize_t n;
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "s#O|$ssi", names, &json, &n, &tensors, &dtype, &device, &threads)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "s#O|$ssi", names, &json, &n, &tensors, &dtype, &device, &threads))
+        return NULL;
     dllm_config c;
     int status = dllm_config_parse(&c, json, (size_t)n);
     if (status < 0) return dllm_py_raise(module, status);
@@ -156,15 +162,18 @@ static PyObject *get_config(dllm_py_model *self, void *unused)
 {
     const dllm_config *c = dllm_model_config(self->model);
     return Py_BuildValue("{s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:d,s:d,s:N,s:N,s:N,s:i,s:i,s:i,s:i,s:i,s:s}", "family",
-                         c->family == DLLM_DREAM ? "dream" : "llada", "layers", c->layers, "heads", c->heads, "kv_heads", c->kv_heads,
-                         "head_dim", c->head_dim, "dim", c->dim, "ffn_dim", c->ffn_dim, "vocab", c->vocab, "max_len", c->max_len,
-                         "rope_theta", (double)c->rope_theta, "norm_eps", (double)c->norm_eps, "tied_head", PyBool_FromLong(c->tied_head),
-                         "rope_f32", PyBool_FromLong(c->rope_f32), "shift_logits", PyBool_FromLong(c->shift_logits), "mask_id", c->mask_id,
-                         "eos_id", c->eos_id, "eot_id", c->eot_id, "pad_id", c->pad_id, "bos_id", c->bos_id, "dtype",
-                         dllm_dtype_name(c->dtype));
+                         c->family == DLLM_DREAM ? "dream" : "llada", "layers", c->layers, "heads", c->heads, "kv_heads",
+                         c->kv_heads, "head_dim", c->head_dim, "dim", c->dim, "ffn_dim", c->ffn_dim, "vocab", c->vocab, "max_len",
+                         c->max_len, "rope_theta", (double)c->rope_theta, "norm_eps", (double)c->norm_eps, "tied_head",
+                         PyBool_FromLong(c->tied_head), "rope_f32", PyBool_FromLong(c->rope_f32), "shift_logits",
+                         PyBool_FromLong(c->shift_logits), "mask_id", c->mask_id, "eos_id", c->eos_id, "eot_id", c->eot_id,
+                         "pad_id", c->pad_id, "bos_id", c->bos_id, "dtype", dllm_dtype_name(c->dtype));
 }
 
-static PyObject *get_dtype(dllm_py_model *self, void *unused) { return PyUnicode_FromString(dllm_dtype_name(dllm_model_dtype(self->model))); }
+static PyObject *get_dtype(dllm_py_model *self, void *unused)
+{
+    return PyUnicode_FromString(dllm_dtype_name(dllm_model_dtype(self->model)));
+}
 static PyObject *get_device(dllm_py_model *self, void *unused) { return PyUnicode_FromString(dllm_device_name(self->device)); }
 static PyObject *get_backend(dllm_py_model *self, void *unused) { return PyUnicode_FromString(dllm_device_backend(self->device)); }
 static PyObject *get_threads(dllm_py_model *self, void *unused) { return PyLong_FromLong(dllm_device_threads(self->device)); }
@@ -184,14 +193,17 @@ static int add_pointer(PyObject *dict, const char *prefix, int layer, const char
 
 static PyObject *pointers(dllm_py_model *self, PyObject *unused)
 {
-    static const char *const parts[] = { "attn_norm", "q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "ffn_norm", "gate", "up", "down" };
+    static const char *const parts[] = { "attn_norm", "q",      "k",        "v",    "o",  "q_bias",
+                                         "k_bias",    "v_bias", "ffn_norm", "gate", "up", "down" };
     const dllm_weights *w = dllm_model_weights(self->model);
     PyObject *dict = PyDict_New();
     if (!dict) return NULL;
-    int status = add_pointer(dict, "", -1, "embed", w->embed) | add_pointer(dict, "", -1, "norm", w->norm) | add_pointer(dict, "", -1, "head", w->head);
+    int status = add_pointer(dict, "", -1, "embed", w->embed) | add_pointer(dict, "", -1, "norm", w->norm) |
+                 add_pointer(dict, "", -1, "head", w->head);
     for (int l = 0; status == 0 && l < dllm_model_config(self->model)->layers; l++) {
         const dllm_layer *y = &w->layers[l];
-        const dllm_mat mats[] = { y->attn_norm, y->q, y->k, y->v, y->o, y->q_bias, y->k_bias, y->v_bias, y->ffn_norm, y->gate, y->up, y->down };
+        const dllm_mat mats[] = { y->attn_norm, y->q,      y->k,        y->v,    y->o,  y->q_bias,
+                                  y->k_bias,    y->v_bias, y->ffn_norm, y->gate, y->up, y->down };
         for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) status |= add_pointer(dict, "layers", l, parts[i], mats[i]);
     }
     if (status < 0) Py_CLEAR(dict);
@@ -201,15 +213,16 @@ static PyObject *pointers(dllm_py_model *self, PyObject *unused)
 static PyObject *representation(dllm_py_model *self)
 {
     const dllm_config *c = dllm_model_config(self->model);
-    return PyUnicode_FromFormat("<%s model: %d layers, width %d, %s on %s>", c->family == DLLM_DREAM ? "Dream" : "LLaDA", c->layers, c->dim,
-                                dllm_dtype_name(dllm_model_dtype(self->model)), dllm_device_name(self->device));
+    return PyUnicode_FromFormat("<%s model: %d layers, width %d, %s on %s>", c->family == DLLM_DREAM ? "Dream" : "LLaDA", c->layers,
+                                c->dim, dllm_dtype_name(dllm_model_dtype(self->model)), dllm_device_name(self->device));
 }
 
 static PyMethodDef methods[] = {
     { "from_folder", (PyCFunction)(void (*)(void))from_folder, METH_VARARGS | METH_KEYWORDS | METH_CLASS,
       "from_folder(folder, *, dtype='auto', device='auto', threads=0): a Hugging Face checkpoint folder, mapped into memory." },
     { "from_tensors", (PyCFunction)(void (*)(void))from_tensors, METH_VARARGS | METH_KEYWORDS | METH_CLASS,
-      "from_tensors(config, tensors, *, dtype='auto', device='auto', threads=0): official parameter names to tensors; kept, not copied." },
+      "from_tensors(config, tensors, *, dtype='auto', device='auto', threads=0): official parameter names to tensors; kept, not "
+      "copied." },
     { "pointers", (PyCFunction)(void (*)(void))pointers, METH_NOARGS, "Address of every weight." },
     { 0 },
 };

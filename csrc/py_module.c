@@ -19,7 +19,7 @@ PyObject *dllm_py_raise(PyObject *module, int status)
         [-DLLM_E_DEVICE] = state->device_error,
         [-DLLM_E_CALLBACK] = PyExc_RuntimeError,
     };
-    if (PyErr_Occurred()) return NULL; /* a callback's own exception goes first */
+    if (PyErr_Occurred()) return NULL;       /* a callback's own exception goes first */
     const char *message = dllm_last_error(); /* may name a path that is no UTF-8 */
     PyObject *text = PyUnicode_DecodeUTF8(message, (Py_ssize_t)strlen(message), "replace");
     if (text) PyErr_SetObject(kinds[-status], text);
@@ -80,8 +80,10 @@ static PyObject *py_load_cuda(PyObject *module, PyObject *arg)
     PyObject *path;
     if (!PyUnicode_FSConverter(arg, &path)) return NULL;
     int n;
-    Py_BEGIN_ALLOW_THREADS n = dllm_cuda_load(PyBytes_AS_STRING(path));
-    Py_END_ALLOW_THREADS Py_DECREF(path);
+    Py_BEGIN_ALLOW_THREADS
+    n = dllm_cuda_load(PyBytes_AS_STRING(path));
+    Py_END_ALLOW_THREADS
+    Py_DECREF(path);
     return n < 0 ? dllm_py_raise(module, n) : PyLong_FromLong(n);
 }
 
@@ -116,7 +118,8 @@ static int execute(PyObject *module)
         add_exception(module, "DeviceError", "The device is not there or failed.", PyExc_RuntimeError, &state->device_error) < 0 ||
         add_type(module, &dllm_py_model_spec, &state->model) < 0 || add_type(module, &dllm_py_session_spec, &state->session) < 0 ||
         PyModule_AddStringConstant(module, "__version__", dllm_version()) < 0 || PyModule_AddFunctions(module, functions) < 0 ||
-        PyModule_AddFunctions(module, dllm_py_dlpack_methods) < 0 || PyModule_AddFunctions(module, dllm_py_check_methods) < 0 || PyModule_AddFunctions(module, dllm_py_pieces_methods) < 0)
+        PyModule_AddFunctions(module, dllm_py_dlpack_methods) < 0 || PyModule_AddFunctions(module, dllm_py_check_methods) < 0 ||
+        PyModule_AddFunctions(module, dllm_py_pieces_methods) < 0)
         return -1;
     return dllm_py_dlpack_init(module);
 }

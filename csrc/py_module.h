@@ -20,8 +20,8 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     dllm_device *device;
-    dllm_checkpoint *files;  /* weights of a folder, or */
-    dllm_weights bound;      /* of tensors, which are kept alive here */
+    dllm_checkpoint *files; /* weights of a folder, or */
+    dllm_weights bound;     /* of tensors, which are kept alive here */
     dllm_py_tensor *tensors;
     int n_tensors;
     dllm_model *model;
@@ -29,7 +29,7 @@ typedef struct {
 
 extern PyType_Spec dllm_py_model_spec, dllm_py_session_spec;
 extern PyMethodDef dllm_py_check_methods[], dllm_py_pieces_methods[];
-PyObject *dllm_py_raise(PyObject *module, int status); /* the latest message as the status's exception; NULL */
+PyObject *dllm_py_raise(PyObject *module, int status);    /* the latest message as the status's exception; NULL */
 PyObject *dllm_py_raise_from(PyObject *self, int status); /* the same for methods of the module's types */
 int dllm_py_params(PyObject *module, PyObject *mapping, const dllm_config *c, dllm_params *p); /* 0, or -1 with an exception */
 PyObject *dllm_py_array(int type, int ndim, const int64_t *shape, const void *from); /* a new array; from NULL: not filled */

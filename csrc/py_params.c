@@ -37,7 +37,9 @@ static const struct {
     { "eot_id", FIELD_INT, offsetof(dllm_params, eot_id) },
 };
 
-static const char *const rules[] = { [DLLM_RULE_QUOTA] = "quota", [DLLM_RULE_TIMES] = "times", [DLLM_RULE_FIRST] = "first", [DLLM_RULE_STEADY] = "steady", NULL };
+static const char *const rules[] = {
+    [DLLM_RULE_QUOTA] = "quota", [DLLM_RULE_TIMES] = "times", [DLLM_RULE_FIRST] = "first", [DLLM_RULE_STEADY] = "steady", NULL
+};
 static const char *const shifts[] = { [DLLM_SHIFT_CARRY] = "carry", [DLLM_SHIFT_OWN] = "own", [DLLM_SHIFT_FLAT] = "flat", NULL };
 static const char *const scores[] = {
     [DLLM_SCORE_PROB] = "prob",     [DLLM_SCORE_MARGIN] = "margin", [DLLM_SCORE_ENTROPY] = "entropy",
@@ -61,7 +63,8 @@ static int set_int(int32_t *to, const char *field, PyObject *value)
 {
     const long long x = PyLong_AsLongLong(value);
     if (x == -1 && PyErr_Occurred()) {
-        PyErr_Format(PyErr_ExceptionMatches(PyExc_OverflowError) ? PyExc_ValueError : PyExc_TypeError, "%s %R: an integer expected", field, value);
+        PyErr_Format(PyErr_ExceptionMatches(PyExc_OverflowError) ? PyExc_ValueError : PyExc_TypeError, "%s %R: an integer expected",
+                     field, value);
         return -1;
     }
     if (x < INT32_MIN || x > INT32_MAX) {
@@ -87,11 +90,16 @@ static int set_field(dllm_params *p, size_t i, PyObject *value)
 {
     void *to = (char *)p + fields[i].at;
     switch (fields[i].kind) {
-    case FIELD_INT: return set_int(to, fields[i].name, value);
-    case FIELD_FLOAT: return set_float(to, fields[i].name, value);
-    case FIELD_RULE: return set_name(to, rules, fields[i].name, value);
-    case FIELD_SCORE: return set_name(to, scores, fields[i].name, value);
-    case FIELD_SHIFT: return set_name(to, shifts, fields[i].name, value);
+    case FIELD_INT:
+        return set_int(to, fields[i].name, value);
+    case FIELD_FLOAT:
+        return set_float(to, fields[i].name, value);
+    case FIELD_RULE:
+        return set_name(to, rules, fields[i].name, value);
+    case FIELD_SCORE:
+        return set_name(to, scores, fields[i].name, value);
+    case FIELD_SHIFT:
+        return set_name(to, shifts, fields[i].name, value);
     case FIELD_BOOL: {
         const int truth = PyObject_IsTrue(value);
         *(bool *)to = truth > 0;
@@ -106,7 +114,8 @@ static int set_strategy(PyObject *module, dllm_params *p, PyObject *value)
 {
     const char *name;
     PyObject *options = NULL, *option, *number;
-    if (PyTuple_Check(value) ? !PyArg_ParseTuple(value, "sO!", &name, &PyDict_Type, &options) : !(name = PyUnicode_AsUTF8(value))) return -1;
+    if (PyTuple_Check(value) ? !PyArg_ParseTuple(value, "sO!", &name, &PyDict_Type, &options) : !(name = PyUnicode_AsUTF8(value)))
+        return -1;
     int status = dllm_params_use(p, name);
     for (Py_ssize_t at = 0; status >= 0 && options && PyDict_Next(options, &at, &option, &number);) {
         const char *of = PyUnicode_AsUTF8(option);

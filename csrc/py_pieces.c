@@ -75,10 +75,11 @@ static PyObject *predict(PyObject *module, PyObject *args, PyObject *keywords)
     PyObject *given, *mapping, *noise = Py_None;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "OO|O", names, &given, &mapping, &noise)) return NULL;
     /* A copy: the kernel works in place. */
-    PyArrayObject *logits =
-        (PyArrayObject *)PyArray_FROMANY(given, NPY_FLOAT32, 2, 2, NPY_ARRAY_DEFAULT | NPY_ARRAY_ENSURECOPY);
+    PyArrayObject *logits = (PyArrayObject *)PyArray_FROMANY(given, NPY_FLOAT32, 2, 2, NPY_ARRAY_DEFAULT | NPY_ARRAY_ENSURECOPY);
     if (!logits) return NULL;
-    const dllm_config c = { .family = DLLM_LLADA, .vocab = (int32_t)PyArray_DIM(logits, 1), .mask_id = -1, .eos_id = -1, .eot_id = -1 };
+    const dllm_config c = {
+        .family = DLLM_LLADA, .vocab = (int32_t)PyArray_DIM(logits, 1), .mask_id = -1, .eos_id = -1, .eot_id = -1
+    };
     dllm_params p;
     PyObject *out = dllm_py_params(module, mapping, &c, &p) < 0 ? NULL : predict_array(module, logits, &p, noise);
     Py_DECREF(logits);
@@ -104,14 +105,15 @@ static int read_delta(delta_arguments *a, PyObject *const *from, PyObject *chang
     for (int i = 0; i < MATRICES; i++) {
         a->given[i] = (PyArrayObject *)PyArray_FROMANY(from[i], NPY_FLOAT32, 2, 2, NPY_ARRAY_IN_ARRAY);
         if (!a->given[i]) return -1;
-        a->m[i] = (dllm_mat){ PyArray_DATA(a->given[i]), PyArray_DIM(a->given[i], 0), PyArray_DIM(a->given[i], 1), PyArray_DIM(a->given[i], 1), DLLM_F32 };
+        a->m[i] = (dllm_mat){ PyArray_DATA(a->given[i]), PyArray_DIM(a->given[i], 0), PyArray_DIM(a->given[i], 1),
+                              PyArray_DIM(a->given[i], 1), DLLM_F32 };
     }
     a->changed = (PyArrayObject *)PyArray_FROMANY(changed, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY);
     if (!a->changed) return -1;
     const dllm_mat *m = a->m;
-    bool ok = heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && m[QUERIES].cols % heads == 0 && m[OLD].cols == m[QUERIES].cols &&
-              m[OLD].rows == m[QUERIES].rows && m[KEYS].cols == m[DELTAS].cols && m[KEYS].cols * heads == m[QUERIES].cols * kv_heads &&
-              m[DELTAS].rows == PyArray_SIZE(a->changed);
+    bool ok = heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && m[QUERIES].cols % heads == 0 &&
+              m[OLD].cols == m[QUERIES].cols && m[OLD].rows == m[QUERIES].rows && m[KEYS].cols == m[DELTAS].cols &&
+              m[KEYS].cols * heads == m[QUERIES].cols * kv_heads && m[DELTAS].rows == PyArray_SIZE(a->changed);
     for (npy_intp i = 0; ok && i < PyArray_SIZE(a->changed); i++) {
         const int32_t key = *(int32_t *)PyArray_GETPTR1(a->changed, i);
         ok = key >= 0 && key < m[KEYS].rows;
@@ -133,8 +135,8 @@ static PyObject *run_delta(PyObject *module, const delta_arguments *a, int heads
     else if (out && cosine) {
         const dllm_mat to = { PyArray_DATA((PyArrayObject *)out), n, shape[1], shape[1], DLLM_F32 };
         const dllm_rows all = dllm_range(0, n), columns = { .idx = PyArray_DATA(a->changed), .n = changed };
-        op->attend_delta(&d, to, all, a->m[OLD], all, a->m[QUERIES], a->m[KEYS], a->m[DELTAS], columns, &(dllm_span){ 0, n, 0, keys },
-                         &(dllm_columns){ 0, changed }, 1, heads, kv_heads);
+        op->attend_delta(&d, to, all, a->m[OLD], all, a->m[QUERIES], a->m[KEYS], a->m[DELTAS], columns,
+                         &(dllm_span){ 0, n, 0, keys }, &(dllm_columns){ 0, changed }, 1, heads, kv_heads);
         op->cosine(&d, PyArray_DATA((PyArrayObject *)cosine), to, all, a->m[OLD], all, 1e-8f);
     }
     op->free(&d, d.scratch);
@@ -148,7 +150,8 @@ static PyObject *attend_delta(PyObject *module, PyObject *args)
 {
     PyObject *from[MATRICES], *changed;
     int heads, kv_heads;
-    if (!PyArg_ParseTuple(args, "OOOOOii", &from[QUERIES], &from[KEYS], &from[DELTAS], &changed, &from[OLD], &heads, &kv_heads)) return NULL;
+    if (!PyArg_ParseTuple(args, "OOOOOii", &from[QUERIES], &from[KEYS], &from[DELTAS], &changed, &from[OLD], &heads, &kv_heads))
+        return NULL;
     delta_arguments a = { 0 };
     PyObject *out = read_delta(&a, from, changed, heads, kv_heads) < 0 ? NULL : run_delta(module, &a, heads, kv_heads);
     drop(&a);
@@ -157,10 +160,12 @@ static PyObject *attend_delta(PyObject *module, PyObject *args)
 
 PyMethodDef dllm_py_pieces_methods[] = {
     { "times", times, METH_VARARGS, "times(steps, eps): torch.linspace(1, eps, steps + 1) in float32, bit for bit." },
-    { "rope_table", rope_table, METH_VARARGS, "rope_table(positions, head_dim, theta): (cos, sin), each [positions, head_dim / 2]." },
+    { "rope_table", rope_table, METH_VARARGS,
+      "rope_table(positions, head_dim, theta): (cos, sin), each [positions, head_dim / 2]." },
     { "predict", (PyCFunction)(void (*)(void))predict, METH_VARARGS | METH_KEYWORDS,
       "predict(logits, params, noise=None): (token, score, probability) of every row, as a session would choose them." },
     { "attend_delta", attend_delta, METH_VARARGS,
-      "attend_delta(q, k, dv, changed, old, heads, kv_heads): DyLLM's partial attention of one sequence, and its cosine with old." },
+      "attend_delta(q, k, dv, changed, old, heads, kv_heads): DyLLM's partial attention of one sequence, and its cosine with "
+      "old." },
     { 0 },
 };

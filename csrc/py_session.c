@@ -77,7 +77,8 @@ static PyArrayObject *ids_array(PyObject *given)
 }
 
 /* Calls set(i, item) for every item of an optional sequence that must be as long as the prompts. */
-static int each(open_arguments *a, PyObject *sequence, const char *what, int (*set)(open_arguments *a, Py_ssize_t i, PyObject *item))
+static int each(open_arguments *a, PyObject *sequence, const char *what,
+                int (*set)(open_arguments *a, Py_ssize_t i, PyObject *item))
 {
     if (sequence == Py_None) return 0;
     PyObject *fast = PySequence_Fast(sequence, what);
@@ -111,7 +112,8 @@ static int set_positions(open_arguments *a, Py_ssize_t i, PyObject *item)
     PyArrayObject *positions = a->arrays[2 * i + 1] = ids_array(item);
     if (!positions) return -1;
     if (PyArray_SIZE(positions) != a->prompts[i].n) {
-        PyErr_Format(PyExc_ValueError, "prompt %zd has %d ids but %zd positions", i, a->prompts[i].n, (Py_ssize_t)PyArray_SIZE(positions));
+        PyErr_Format(PyExc_ValueError, "prompt %zd has %d ids but %zd positions", i, a->prompts[i].n,
+                     (Py_ssize_t)PyArray_SIZE(positions));
         return -1;
     }
     a->prompts[i].positions = PyArray_DATA(positions);
@@ -165,8 +167,8 @@ static PyObject *open_session(PyTypeObject *type, PyObject *args, PyObject *keyw
     PyObject *positions = Py_None, *condition = Py_None, *seeds = Py_None;
     const dllm_py_state *state = PyModule_GetState(module);
     dllm_py_model *model;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!OO|$OOOO", names, state->model, &model, &mapping, &ids, &positions, &condition, &seeds,
-                                     &noise))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!OO|$OOOO", names, state->model, &model, &mapping, &ids, &positions,
+                                     &condition, &seeds, &noise))
         return NULL;
     dllm_params p;
     if (dllm_py_params(module, mapping, dllm_model_config(model->model), &p) < 0) return NULL;
@@ -180,8 +182,10 @@ static PyObject *open_session(PyTypeObject *type, PyObject *args, PyObject *keyw
     open_arguments a = { 0 };
     int status = gather(&a, ids, positions, condition, seeds);
     if (status == 0) {
-        Py_BEGIN_ALLOW_THREADS status = dllm_session_open(&self->session, model->model, &p, a.prompts, (int)a.n);
-        Py_END_ALLOW_THREADS if (status < 0) dllm_py_raise(module, status);
+        Py_BEGIN_ALLOW_THREADS
+        status = dllm_session_open(&self->session, model->model, &p, a.prompts, (int)a.n);
+        Py_END_ALLOW_THREADS
+        if (status < 0) dllm_py_raise(module, status);
     }
     self->sequences = a.n;
     release(&a);
@@ -239,16 +243,20 @@ static PyObject *step(py_session *self, PyObject *unused)
 {
     if (enter(self) < 0) return NULL;
     int left;
-    Py_BEGIN_ALLOW_THREADS left = dllm_session_step(self->session);
-    Py_END_ALLOW_THREADS return leave(self, left, left < 0 ? NULL : PyLong_FromLong(left));
+    Py_BEGIN_ALLOW_THREADS
+    left = dllm_session_step(self->session);
+    Py_END_ALLOW_THREADS
+    return leave(self, left, left < 0 ? NULL : PyLong_FromLong(left));
 }
 
 static PyObject *forward(py_session *self, PyObject *unused)
 {
     if (enter(self) < 0) return NULL;
     int status;
-    Py_BEGIN_ALLOW_THREADS status = dllm_session_forward(self->session);
-    Py_END_ALLOW_THREADS return leave(self, status, Py_NewRef(Py_None));
+    Py_BEGIN_ALLOW_THREADS
+    status = dllm_session_forward(self->session);
+    Py_END_ALLOW_THREADS
+    return leave(self, status, Py_NewRef(Py_None));
 }
 
 static PyObject *decide(py_session *self, PyObject *args)
@@ -267,8 +275,10 @@ static PyObject *decide(py_session *self, PyObject *args)
         return NULL;
     }
     int left;
-    Py_BEGIN_ALLOW_THREADS left = dllm_session_decide(self->session, m);
-    Py_END_ALLOW_THREADS Py_XDECREF(logits);
+    Py_BEGIN_ALLOW_THREADS
+    left = dllm_session_decide(self->session, m);
+    Py_END_ALLOW_THREADS
+    Py_XDECREF(logits);
     return leave(self, left, left < 0 ? NULL : PyLong_FromLong(left));
 }
 
@@ -304,8 +314,9 @@ static PyObject *candidates(py_session *self, PyObject *unused)
     const int32_t *rows, *chosen;
     const float *scores, *probs;
     const int64_t n = dllm_session_candidates(self->session, &rows, &chosen, &scores, &probs);
-    return leave(self, 0, Py_BuildValue("NNNN", dllm_py_array(NPY_INT32, 1, &n, rows), dllm_py_array(NPY_INT32, 1, &n, chosen),
-                                        dllm_py_array(NPY_FLOAT32, 1, &n, scores), dllm_py_array(NPY_FLOAT32, 1, &n, probs)));
+    return leave(self, 0,
+                 Py_BuildValue("NNNN", dllm_py_array(NPY_INT32, 1, &n, rows), dllm_py_array(NPY_INT32, 1, &n, chosen),
+                               dllm_py_array(NPY_FLOAT32, 1, &n, scores), dllm_py_array(NPY_FLOAT32, 1, &n, probs)));
 }
 
 static PyObject *revealed(py_session *self, PyObject *unused)
@@ -325,8 +336,9 @@ static PyObject *watched(py_session *self, PyObject *unused)
     const int layers = dllm_session_watched(self->session, &mode, &chosen, &seen);
     if (layers < 0) return leave(self, layers, NULL);
     const int64_t modes[] = { layers, self->sequences }, rows[] = { layers, dllm_session_rows(self->session) };
-    return leave(self, 0, Py_BuildValue("NNN", dllm_py_array(NPY_INT8, 2, modes, mode), dllm_py_array(NPY_BOOL, 2, rows, chosen),
-                                        dllm_py_array(NPY_FLOAT32, 2, rows, seen)));
+    return leave(self, 0,
+                 Py_BuildValue("NNN", dllm_py_array(NPY_INT8, 2, modes, mode), dllm_py_array(NPY_BOOL, 2, rows, chosen),
+                               dllm_py_array(NPY_FLOAT32, 2, rows, seen)));
 }
 
 static PyObject *kept_array(dllm_mat m)
@@ -345,8 +357,9 @@ static PyObject *kept(py_session *self, PyObject *args, PyObject *keywords)
     dllm_kept k;
     const int status = dllm_session_kept(self->session, sequence, branch, layer, &k);
     if (status < 0) return leave(self, status, NULL);
-    return leave(self, 0, Py_BuildValue("{s:N,s:N,s:N,s:N,s:N}", "k", kept_array(k.k), "v", kept_array(k.v), "context", kept_array(k.context),
-                                        "attn", kept_array(k.attn), "ffn", kept_array(k.ffn)));
+    return leave(self, 0,
+                 Py_BuildValue("{s:N,s:N,s:N,s:N,s:N}", "k", kept_array(k.k), "v", kept_array(k.v), "context",
+                               kept_array(k.context), "attn", kept_array(k.attn), "ffn", kept_array(k.ffn)));
 }
 
 /* ---- passes ------------------------------------------------------------------------------------------------------------------------------------------ */
@@ -370,8 +383,10 @@ static PyObject *logits(py_session *self, PyObject *args, PyObject *keywords)
         return NULL;
     }
     int status;
-    Py_BEGIN_ALLOW_THREADS status = dllm_session_logits(self->session, m, shifted);
-    Py_END_ALLOW_THREADS return leave(self, status, out);
+    Py_BEGIN_ALLOW_THREADS
+    status = dllm_session_logits(self->session, m, shifted);
+    Py_END_ALLOW_THREADS
+    return leave(self, status, out);
 }
 
 static PyObject *nll_of(py_session *self, PyArrayObject *rows, PyArrayObject *targets)
@@ -386,8 +401,10 @@ static PyObject *nll_of(py_session *self, PyArrayObject *rows, PyArrayObject *ta
         return NULL;
     }
     int status;
-    Py_BEGIN_ALLOW_THREADS status = dllm_session_nll(self->session, PyArray_DATA(rows), PyArray_DATA(targets), n, PyArray_DATA((PyArrayObject *)out));
-    Py_END_ALLOW_THREADS return leave(self, status, out);
+    Py_BEGIN_ALLOW_THREADS
+    status = dllm_session_nll(self->session, PyArray_DATA(rows), PyArray_DATA(targets), n, PyArray_DATA((PyArrayObject *)out));
+    Py_END_ALLOW_THREADS
+    return leave(self, status, out);
 }
 
 static PyObject *nll(py_session *self, PyObject *args)
@@ -413,8 +430,10 @@ static PyObject *hidden(py_session *self, PyObject *unused)
     }
     int status;
     const size_t bytes = (size_t)PyArray_NBYTES((PyArrayObject *)out);
-    Py_BEGIN_ALLOW_THREADS status = dllm_session_hidden(self->session, PyArray_DATA((PyArrayObject *)out), bytes);
-    Py_END_ALLOW_THREADS return leave(self, status, out);
+    Py_BEGIN_ALLOW_THREADS
+    status = dllm_session_hidden(self->session, PyArray_DATA((PyArrayObject *)out), bytes);
+    Py_END_ALLOW_THREADS
+    return leave(self, status, out);
 }
 
 /* ---- looking at it -------------------------------------------------------------------------------------------------------------------------------------- */
@@ -422,11 +441,11 @@ static PyObject *stats(py_session *self, PyObject *unused)
 {
     dllm_stats st;
     dllm_session_stats(self->session, &st);
-    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:n,s:n,s:d}", "forwards", st.forwards, "steps", st.steps, "tokens",
-                         st.tokens, "rows_v", st.rows_v, "rows_k", st.rows_k, "rows_q", st.rows_q, "rows_out", st.rows_out, "rows_ffn",
-                         st.rows_ffn, "rows_head", st.rows_head, "flops", st.flops, "flops_uncached", st.flops_uncached, "cache_bytes",
-                         (Py_ssize_t)st.cache_bytes, "scratch_bytes", (Py_ssize_t)st.scratch_bytes, "weight_bytes",
-                         (Py_ssize_t)st.weight_bytes, "seconds", st.seconds);
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:n,s:n,s:d}", "forwards", st.forwards, "steps",
+                         st.steps, "tokens", st.tokens, "rows_v", st.rows_v, "rows_k", st.rows_k, "rows_q", st.rows_q, "rows_out",
+                         st.rows_out, "rows_ffn", st.rows_ffn, "rows_head", st.rows_head, "flops", st.flops, "flops_uncached",
+                         st.flops_uncached, "cache_bytes", (Py_ssize_t)st.cache_bytes, "scratch_bytes",
+                         (Py_ssize_t)st.scratch_bytes, "weight_bytes", (Py_ssize_t)st.weight_bytes, "seconds", st.seconds);
 }
 
 static PyObject *get_rows(py_session *self, void *unused) { return PyLong_FromLongLong(dllm_session_rows(self->session)); }
@@ -436,7 +455,8 @@ static PyObject *get_offsets(py_session *self, void *unused)
     int64_t n = 1;
     while (dllm_session_offset(self->session, (int)n - 1) < dllm_session_rows(self->session)) n++;
     PyObject *out = dllm_py_array(NPY_INT64, 1, &n, NULL);
-    for (int64_t i = 0; out && i < n; i++) *(int64_t *)PyArray_GETPTR1((PyArrayObject *)out, i) = dllm_session_offset(self->session, (int)i);
+    for (int64_t i = 0; out && i < n; i++)
+        *(int64_t *)PyArray_GETPTR1((PyArrayObject *)out, i) = dllm_session_offset(self->session, (int)i);
     return out;
 }
 

@@ -70,14 +70,22 @@ int32_t dllm_highest(int32_t *out, const float *score, int32_t n, int32_t k, flo
 static dllm_rows set_of(const dllm_layer_rows *r, dllm_set which)
 {
     switch (which) {
-    case DLLM_SET_NORM: return r->norm;
-    case DLLM_SET_V: return r->v;
-    case DLLM_SET_K: return r->k;
-    case DLLM_SET_EXACT: return r->exact;
-    case DLLM_SET_DELTA: return r->delta;
-    case DLLM_SET_OUT: return r->out;
-    case DLLM_SET_FFN: return r->ffn;
-    default: return r->travel;
+    case DLLM_SET_NORM:
+        return r->norm;
+    case DLLM_SET_V:
+        return r->v;
+    case DLLM_SET_K:
+        return r->k;
+    case DLLM_SET_EXACT:
+        return r->exact;
+    case DLLM_SET_DELTA:
+        return r->delta;
+    case DLLM_SET_OUT:
+        return r->out;
+    case DLLM_SET_FFN:
+        return r->ffn;
+    default:
+        return r->travel;
     }
 }
 
@@ -93,10 +101,14 @@ static int64_t base_of(const dllm_session *s, int b, dllm_space space)
     const int64_t layers = s->model->config.layers;
     const dllm_plan *p = &s->plans[b];
     switch (space) {
-    case DLLM_IN_ROWS: return s->sequences[b].first;
-    case DLLM_IN_CONTEXT: return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_CONTEXT);
-    case DLLM_IN_ATTN: return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_ATTN);
-    case DLLM_IN_FFN: return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_FFN);
+    case DLLM_IN_ROWS:
+        return s->sequences[b].first;
+    case DLLM_IN_CONTEXT:
+        return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_CONTEXT);
+    case DLLM_IN_ATTN:
+        return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_ATTN);
+    case DLLM_IN_FFN:
+        return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_FFN);
     case DLLM_IN_SLOTS:
         if (p->store) return (s->branch * layers + s->layer) * s->kept_slots + s->sequences[b].slot + p->slot_shift;
         return s->branches * layers * s->kept_slots + s->sequences[b].first + p->slot_shift;

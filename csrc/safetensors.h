@@ -12,8 +12,8 @@ int dllm_map_open(dllm_map *out, const char *path);
 void dllm_map_close(dllm_map *map);
 
 typedef struct {
-    const char *name, *dtype;  /* dtype as the format spells it: "BF16" */
-    const dllm_json *shape;    /* an array of non-negative integers */
+    const char *name, *dtype; /* dtype as the format spells it: "BF16" */
+    const dllm_json *shape;   /* an array of non-negative integers */
     const void *data;
     size_t bytes;
 } dllm_tensor;
@@ -21,12 +21,12 @@ typedef struct {
 typedef struct {
     dllm_map map;
     dllm_json *header;
-    dllm_tensor *tensors;      /* ascending names */
+    dllm_tensor *tensors; /* ascending names */
     size_t n;
 } dllm_safetensors;
 int dllm_safetensors_open(dllm_safetensors *out, const char *path);
 void dllm_safetensors_close(dllm_safetensors *s);
-int dllm_safetensors_parse(dllm_safetensors *out, const void *data, size_t size); /* the same without a file; borrows data */
+int dllm_safetensors_parse(dllm_safetensors *out, const void *data, size_t size);      /* the same without a file; borrows data */
 const dllm_tensor *dllm_safetensors_find(const dllm_safetensors *s, const char *name); /* NULL: there is none */
 
 /* Refuses what is no float32, bfloat16 or float16 tensor of one or two dimensions, in place. */

@@ -15,8 +15,8 @@ static void *take(dllm_session *s, const char *what, int64_t n, size_t size)
     if (s->n_blocks < 0) return NULL; /* an earlier one failed: its message stays */
     void *p = n >= 0 && (n == 0 || bytes / (size_t)n == size) ? op->alloc(&s->device, bytes) : NULL;
     if (!p) {
-        dllm_fail(DLLM_E_MEMORY, "session: out of memory for %s: %lld x %zu bytes, after %zu bytes were taken", what, (long long)n, size,
-                  s->stats.scratch_bytes + s->stats.cache_bytes);
+        dllm_fail(DLLM_E_MEMORY, "session: out of memory for %s: %lld x %zu bytes, after %zu bytes were taken", what, (long long)n,
+                  size, s->stats.scratch_bytes + s->stats.cache_bytes);
         for (int i = 0; i < s->n_blocks; i++) op->free(&s->device, s->blocks[i]);
         s->n_blocks = -1;
         return NULL;
@@ -40,7 +40,8 @@ static void take_network(dllm_session *s)
     const dllm_config *c = &s->model->config;
     const dllm_dtype act = s->model->act;
     const unsigned keeps = s->strategy->keeps;
-    const int64_t rows = s->rows, wide = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim, all = s->branches * c->layers;
+    const int64_t rows = s->rows, wide = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim,
+                  all = s->branches * c->layers;
     s->x = take_mat(s, "residual stream", rows, c->dim, act);
     s->h = take_mat(s, "normed rows", rows, c->dim, act);
     s->q = take_mat(s, "queries", rows, wide, act);
@@ -117,8 +118,8 @@ static int check_prompts(const dllm_model *m, const dllm_params *p, const dllm_p
     int64_t rows = 0;
     for (int b = 0; b < n; b++) {
         FAIL_IF(prompts[b].n < 0, DLLM_E_VALUE, "prompt %d has %d ids", b, prompts[b].n);
-        FAIL_IF(prompts[b].condition < 0 || prompts[b].condition > prompts[b].n, DLLM_E_VALUE, "prompt %d: condition %d of %d ids", b,
-                prompts[b].condition, prompts[b].n);
+        FAIL_IF(prompts[b].condition < 0 || prompts[b].condition > prompts[b].n, DLLM_E_VALUE, "prompt %d: condition %d of %d ids",
+                b, prompts[b].condition, prompts[b].n);
         FAIL_IF((int64_t)prompts[b].n + p->answer_len == 0, DLLM_E_VALUE, "prompt %d is empty and answer_len is 0", b);
         for (int32_t i = 0; i < prompts[b].n; i++) {
             FAIL_IF(prompts[b].ids[i] < 0 || prompts[b].ids[i] >= m->config.vocab, DLLM_E_VALUE,
@@ -146,7 +147,8 @@ static void fill_sequence(dllm_session *s, int b, const dllm_prompt *p, int32_t 
 {
     const dllm_config *c = &s->model->config;
     dllm_sequence *q = &s->sequences[b];
-    *q = (dllm_sequence){ .first = first, .len = p->n + s->params.answer_len, .prompt = p->n, .seed = p->seed, .stream = p->stream };
+    *q =
+        (dllm_sequence){ .first = first, .len = p->n + s->params.answer_len, .prompt = p->n, .seed = p->seed, .stream = p->stream };
     q->index = b;
     q->condition = p->condition ? p->condition : p->n;
     q->carried = -1;
@@ -244,8 +246,8 @@ int dllm_session_set_tokens(dllm_session *s, const int32_t *ids, int64_t n)
     FAIL_IF(n != s->rows, DLLM_E_VALUE, "%lld ids for a session of %lld rows", (long long)n, (long long)s->rows);
     FAIL_IF(s->forwarded, DLLM_E_VALUE, "ids cannot change between forward and decide");
     for (int64_t i = 0; i < n; i++) {
-        FAIL_IF(ids[i] < 0 || ids[i] >= s->model->config.vocab, DLLM_E_VALUE, "id %d at row %lld is outside the vocabulary of %d", ids[i],
-                (long long)i, s->model->config.vocab);
+        FAIL_IF(ids[i] < 0 || ids[i] >= s->model->config.vocab, DLLM_E_VALUE, "id %d at row %lld is outside the vocabulary of %d",
+                ids[i], (long long)i, s->model->config.vocab);
     }
     for (int b = 0; b < s->n_sequences; b++) dllm_ids_changed(s, &s->sequences[b], ids);
     memcpy(s->ids[0], ids, (size_t)n * sizeof *ids);
@@ -307,8 +309,9 @@ static void put_row(dllm_mat out, int64_t row, const float *from)
 
 int dllm_session_logits(dllm_session *s, dllm_mat out, bool shifted)
 {
-    FAIL_IF(out.rows != s->rows || out.cols != s->model->config.vocab, DLLM_E_VALUE, "logits [%lld, %lld] wanted, the session gives [%lld, %d]",
-            (long long)out.rows, (long long)out.cols, (long long)s->rows, s->model->config.vocab);
+    FAIL_IF(out.rows != s->rows || out.cols != s->model->config.vocab, DLLM_E_VALUE,
+            "logits [%lld, %lld] wanted, the session gives [%lld, %d]", (long long)out.rows, (long long)out.cols,
+            (long long)s->rows, s->model->config.vocab);
     FAIL_IF(out.dtype != DLLM_F32 && out.dtype != s->model->act, DLLM_E_TYPE, "logits in %s: float32 or %s expected",
             dllm_dtype_name(out.dtype), dllm_dtype_name(s->model->act));
     TRY(pass(s));
@@ -329,8 +332,8 @@ int dllm_session_nll(dllm_session *s, const int32_t *rows, const int32_t *target
 {
     for (int64_t i = 0; i < n; i++) {
         FAIL_IF(rows[i] < 0 || rows[i] >= s->rows, DLLM_E_VALUE, "row %d of %lld", rows[i], (long long)s->rows);
-        FAIL_IF(targets[i] < 0 || targets[i] >= s->model->config.vocab, DLLM_E_VALUE, "target id %d is outside the vocabulary of %d", targets[i],
-                s->model->config.vocab);
+        FAIL_IF(targets[i] < 0 || targets[i] >= s->model->config.vocab, DLLM_E_VALUE,
+                "target id %d is outside the vocabulary of %d", targets[i], s->model->config.vocab);
     }
     TRY(pass(s));
     for (int64_t at = 0; at < n; at += DLLM_HEAD_ROWS) {

@@ -13,7 +13,14 @@ int32_t dllm_highest(int32_t *out, const float *score, int32_t n, int32_t k, flo
 
 /* A layer's sets are kept per sequence; kernels get them packed, as rows of the matrix they address. */
 typedef enum {
-    DLLM_SET_NORM, DLLM_SET_V, DLLM_SET_K, DLLM_SET_EXACT, DLLM_SET_DELTA, DLLM_SET_OUT, DLLM_SET_FFN, DLLM_SET_TRAVEL
+    DLLM_SET_NORM,
+    DLLM_SET_V,
+    DLLM_SET_K,
+    DLLM_SET_EXACT,
+    DLLM_SET_DELTA,
+    DLLM_SET_OUT,
+    DLLM_SET_FFN,
+    DLLM_SET_TRAVEL
 } dllm_set;
 typedef enum { DLLM_IN_ROWS, DLLM_IN_SLOTS, DLLM_IN_CONTEXT, DLLM_IN_ATTN, DLLM_IN_FFN } dllm_space;
 dllm_rows dllm_pack(dllm_session *s, dllm_set which, dllm_space space);
@@ -32,9 +39,10 @@ void dllm_watch_seen(dllm_session *s, const dllm_sequence *q, dllm_rows rows, co
 
 /* forward.c */
 void dllm_plan_branch(dllm_session *s, int branch); /* asks the method what every unfinished sequence recomputes */
-void dllm_forward(dllm_session *s, bool guided);    /* runs the planned branch 0, then branch 1 if guided; final holds the asked rows */
-void dllm_head(dllm_session *s, dllm_rows at);      /* guided float32 logits of rows of final into logits[0]; at most DLLM_HEAD_ROWS */
-void dllm_keep_residual(dllm_session *s);           /* of all asked rows, after a guided forward */
+void dllm_forward(dllm_session *s,
+                  bool guided);                /* runs the planned branch 0, then branch 1 if guided; final holds the asked rows */
+void dllm_head(dllm_session *s, dllm_rows at); /* guided float32 logits of rows of final into logits[0]; at most DLLM_HEAD_ROWS */
+void dllm_keep_residual(dllm_session *s);      /* of all asked rows, after a guided forward */
 
 /* params.c */
 int dllm_check_params(const dllm_params *p, const dllm_config *c);

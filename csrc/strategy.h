@@ -38,13 +38,15 @@ struct dllm_strategy {
     const char *name;
     unsigned keeps;
     dllm_option options[DLLM_MAX_OPTIONS];
-    int (*check)(const dllm_params *p, const dllm_config *c);                  /* may be NULL: refuses what does not fit */
-    int32_t (*slots)(const dllm_session *s, const dllm_sequence *q);           /* K/V slots of a layer that outlive a pass */
+    int (*check)(const dllm_params *p, const dllm_config *c);        /* may be NULL: refuses what does not fit */
+    int32_t (*slots)(const dllm_session *s, const dllm_sequence *q); /* K/V slots of a layer that outlive a pass */
     void (*plan)(dllm_session *s, dllm_sequence *q, dllm_plan *p);
     /* The hooks of a layer, in order. Any may be NULL. */
-    void (*choose)(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r);     /* another start than "everything that changed" */
-    void (*after_values)(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r, const float *similarity);  /* of r->v, new and kept */
-    dllm_rows (*after_context)(dllm_session *s, dllm_sequence *q, dllm_rows rows, const float *similarity); /* rows whose FFN is due */
+    void (*choose)(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r); /* another start than "everything that changed" */
+    void (*after_values)(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r,
+                         const float *similarity); /* of r->v, new and kept */
+    dllm_rows (*after_context)(dllm_session *s, dllm_sequence *q, dllm_rows rows,
+                               const float *similarity); /* rows whose FFN is due */
     void (*after_layer)(dllm_session *s, dllm_sequence *q, dllm_rows exact, int32_t first_query);
 };
 

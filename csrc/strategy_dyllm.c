@@ -12,7 +12,8 @@ enum { MODE_FULL, MODE_WHOLE, MODE_ANSWER };
 static int mode_of(const dllm_session *s, const dllm_sequence *q)
 {
     const double *o = s->params.options;
-    const int32_t t = q->passes[s->branch] + 1, full = o[FULL_STEPS] > 1 ? (int32_t)o[FULL_STEPS] : 1, refresh = (int32_t)o[REFRESH_INTERVAL];
+    const int32_t t = q->passes[s->branch] + 1, full = o[FULL_STEPS] > 1 ? (int32_t)o[FULL_STEPS] : 1,
+                  refresh = (int32_t)o[REFRESH_INTERVAL];
     if (t <= full || (refresh > 0 && (t - full) % refresh == 0)) return MODE_FULL;
     return t > ALWAYS_WHOLE && t % (int32_t)o[WHOLE_INTERVAL] != 0 ? MODE_ANSWER : MODE_WHOLE;
 }

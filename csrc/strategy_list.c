@@ -4,10 +4,10 @@
 #include "strategy.h"
 
 /* strategy_<name>.c defines dllm_strategy_<name>. */
-#define METHODS(X) \
-    X(none)        \
-    X(dllm_cache)  \
-    X(sparse_dllm) \
+#define METHODS(X)                                                                                                                 \
+    X(none)                                                                                                                        \
+    X(dllm_cache)                                                                                                                  \
+    X(sparse_dllm)                                                                                                                 \
     X(dyllm)
 
 #define DECLARE(name) extern const dllm_strategy dllm_strategy_##name;

@@ -17,7 +17,8 @@ static int check(const dllm_params *p, const dllm_config *c)
     const double kernel = p->options[KERNEL];
     FAIL_IF(kernel != floor(kernel) || (kernel > 0 && fmod(kernel, 2) != 1), DLLM_E_VALUE,
             "sparse-dllm: kernel_size %g is even: an odd number, or 0 for no pooling, expected", kernel);
-    FAIL_IF(p->rule == DLLM_RULE_STEADY, DLLM_E_VALUE, "sparse-dllm keeps what one open block looks at: the dyllm rule may decode in two");
+    FAIL_IF(p->rule == DLLM_RULE_STEADY, DLLM_E_VALUE,
+            "sparse-dllm keeps what one open block looks at: the dyllm rule may decode in two");
     return 0;
 }
 
@@ -65,8 +66,8 @@ static void after_layer(dllm_session *s, dllm_sequence *q, dllm_rows exact, int3
     const int32_t block = q->hi - q->lo, others = q->len - block, passing = (int32_t)dllm_first_slot(s, q->index);
     const int32_t kept = (int32_t)((s->branch * c->layers + s->layer) * s->kept_slots) + q->slot;
     float *score = s->similarity, *pooled = s->space;
-    d->ops->importance(d, score, s->q, dllm_range(first_query + place_of(exact, q->lo), block), s->keys, dllm_range(passing, q->len), c->heads,
-                       c->kv_heads);
+    d->ops->importance(d, score, s->q, dllm_range(first_query + place_of(exact, q->lo), block), s->keys,
+                       dllm_range(passing, q->len), c->heads, c->kv_heads);
     dllm_watch_seen(s, q, dllm_range(0, q->len), score);
     for (int32_t i = q->lo; i < others; i++) score[i] = score[i + block];
     pool(pooled, score, others, (int32_t)s->params.options[KERNEL]);

@@ -44,8 +44,9 @@ static dllm_mat view(dllm_mat pool, int64_t first, int64_t n)
 int dllm_session_kept(const dllm_session *s, int sequence, int branch, int layer, dllm_kept *out)
 {
     const int layers = s->model->config.layers;
-    FAIL_IF(sequence < 0 || sequence >= s->n_sequences || branch < 0 || branch >= s->branches || layer < 0 || layer >= layers, DLLM_E_VALUE,
-            "sequence %d, branch %d, layer %d: the session has %d, %d and %d", sequence, branch, layer, s->n_sequences, s->branches, layers);
+    FAIL_IF(sequence < 0 || sequence >= s->n_sequences || branch < 0 || branch >= s->branches || layer < 0 || layer >= layers,
+            DLLM_E_VALUE, "sequence %d, branch %d, layer %d: the session has %d, %d and %d", sequence, branch, layer,
+            s->n_sequences, s->branches, layers);
     const dllm_sequence *q = &s->sequences[sequence];
     const unsigned keeps = s->strategy->keeps;
     const int64_t at = (int64_t)branch * layers + layer, row = at * s->rows + q->first, slot = at * s->kept_slots + q->slot;

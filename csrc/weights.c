@@ -96,8 +96,15 @@ static int bind_model(const binder *b, dllm_weights *w, const dllm_config *c)
 
 int dllm_weights_bind(dllm_weights *out, const dllm_config *c, dllm_find find, void *arg)
 {
-    const binder b = { find, arg, c->family, { [ONE] = 1, [DIM] = c->dim, [Q] = (int64_t)c->heads * c->head_dim,
-                       [KV] = (int64_t)c->kv_heads * c->head_dim, [FFN] = c->ffn_dim, [VOCAB] = c->vocab } };
+    const binder b = { find,
+                       arg,
+                       c->family,
+                       { [ONE] = 1,
+                         [DIM] = c->dim,
+                         [Q] = (int64_t)c->heads * c->head_dim,
+                         [KV] = (int64_t)c->kv_heads * c->head_dim,
+                         [FFN] = c->ffn_dim,
+                         [VOCAB] = c->vocab } };
     *out = (dllm_weights){ .layers = calloc((size_t)c->layers, sizeof *out->layers) };
     FAIL_IF(!out->layers, DLLM_E_MEMORY, "out of memory: a list of %d layers", c->layers);
     const int status = bind_model(&b, out, c);

@@ -40,7 +40,7 @@ typedef struct {
     float temperature, top_p;
     int32_t top_k;
     int32_t banned[2], n_banned;     /* logits set to -inf before anything else */
-    int32_t unscored[2], n_unscored; /* left out of the softmax that scores, after the token is chosen; score 0 if it is the token */
+    int32_t unscored[2], n_unscored; /* left out of the softmax that scores; score 0 if it is the token */
 } dllm_sampling;
 
 /* Where a row's random numbers come from: Philox keyed by (seed, stream), counted by (step, row). See rng.h. */
@@ -84,8 +84,8 @@ struct dllm_ops {
      * -> T, where p is the softmax over all keys of the span, as above, and column c is key slot changed_c and row c of dv. Spans count
      * rows of q from 0, columns[span] names a part of changed; no columns: old. out may be old. */
     void (*attend_delta)(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat old, dllm_rows old_rows, dllm_mat q, dllm_mat k,
-                         dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns, int n_spans, int32_t heads,
-                         int32_t kv_heads);
+                         dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns, int n_spans,
+                         int32_t heads, int32_t kv_heads);
 
     /* dst[dst_rows_i] = src[src_rows_i]; one dtype. */
     void (*copy)(dllm_device *d, dllm_mat dst, dllm_rows dst_rows, dllm_mat src, dllm_rows src_rows);
@@ -124,12 +124,12 @@ enum { DLLM_OPS_ABI = 1 };
 struct dllm_device {
     const dllm_ops *ops;
     char name[16];
-    int threads;       /* at most this many threads work on one kernel */
-    void *scratch;     /* scratch_bytes of device memory, for the kernel that is running */
+    int threads;   /* at most this many threads work on one kernel */
+    void *scratch; /* scratch_bytes of device memory, for the kernel that is running */
     size_t scratch_bytes;
-    void *stream;      /* CUDA only */
-    int failed;        /* first failure since the last sync, as DLLM_E_*; */
-    char why[256];     /* and its message */
+    void *stream;  /* CUDA only */
+    int failed;    /* first failure since the last sync, as DLLM_E_*; */
+    char why[256]; /* and its message */
 };
 
 extern const dllm_ops dllm_ops_c;

@@ -4,7 +4,7 @@
 #include "c.h"
 
 typedef struct {
-    const char *q, *k, *v;     /* one head of a query row, of the first key row, of the first value row */
+    const char *q, *k, *v; /* one head of a query row, of the first key row, of the first value row */
     char *out;
     size_t k_stride, v_stride; /* bytes */
     dllm_dtype dtype;
@@ -47,11 +47,12 @@ static void attend_head(const one_head *a, float *p)
 }
 
 /* Head h of query row i of a span; values start at row v_first of v. */
-static one_head head_of(dllm_mat out, int32_t out_row, dllm_mat q, int32_t i, dllm_mat k, dllm_mat v, int64_t v_first, const dllm_span *span,
-                        int32_t h, int32_t heads, int32_t kv_heads)
+static one_head head_of(dllm_mat out, int32_t out_row, dllm_mat q, int32_t i, dllm_mat k, dllm_mat v, int64_t v_first,
+                        const dllm_span *span, int32_t h, int32_t heads, int32_t kv_heads)
 {
     const int32_t head_dim = (int32_t)(q.cols / heads);
-    const size_t size = dllm_dtype_size(q.dtype), head_bytes = (size_t)head_dim * size, kv = (size_t)(h / (heads / kv_heads)) * head_bytes;
+    const size_t size = dllm_dtype_size(q.dtype), head_bytes = (size_t)head_dim * size,
+                 kv = (size_t)(h / (heads / kv_heads)) * head_bytes;
     return (one_head){
         .q = (char *)dllm_at(q, i) + (size_t)h * head_bytes,
         .k = (char *)dllm_at(k, span->k_first) + kv,
@@ -79,7 +80,8 @@ void dllm_attend_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q,
 }
 
 /* What the values of the changed columns moved, weighed as attention weighs them, on top of the old context. */
-static void correct_head(const one_head *a, const char *old, const dllm_rows *changed, int32_t k_first, dllm_columns columns, float *p)
+static void correct_head(const one_head *a, const char *old, const dllm_rows *changed, int32_t k_first, dllm_columns columns,
+                         float *p)
 {
     const double total = weigh(a, p);
     for (int32_t c = 0; c < a->head_dim; c++) {
@@ -93,14 +95,15 @@ static void correct_head(const one_head *a, const char *old, const dllm_rows *ch
 }
 
 void dllm_attend_delta_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat old, dllm_rows old_rows, dllm_mat q, dllm_mat k,
-                         dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns, int n_spans, int32_t heads,
-                         int32_t kv_heads)
+                         dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns, int n_spans,
+                         int32_t heads, int32_t kv_heads)
 {
     const size_t head_bytes = (size_t)(q.cols / heads) * dllm_dtype_size(q.dtype);
     for (int s = 0; s < n_spans; s++) {
         for (int32_t i = spans[s].q_first; i < spans[s].q_first + spans[s].n_q; i++) {
             for (int32_t h = 0; h < heads; h++) {
-                const one_head a = head_of(out, dllm_row(out_rows, i), q, i, k, dv, columns[s].first, &spans[s], h, heads, kv_heads);
+                const one_head a =
+                    head_of(out, dllm_row(out_rows, i), q, i, k, dv, columns[s].first, &spans[s], h, heads, kv_heads);
                 const char *before = (char *)dllm_at(old, dllm_row(old_rows, i)) + (size_t)h * head_bytes;
                 correct_head(&a, before, &changed, spans[s].k_first, columns[s], d->scratch);
             }

@@ -14,12 +14,13 @@ void dllm_rope_c(dllm_device *d, dllm_mat x, dllm_rows x_rows, dllm_mat cos, dll
 void dllm_attend_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
                    int n_spans, int32_t heads, int32_t kv_heads);
 void dllm_attend_delta_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat old, dllm_rows old_rows, dllm_mat q, dllm_mat k,
-                         dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns, int n_spans, int32_t heads,
-                         int32_t kv_heads);
+                         dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns, int n_spans,
+                         int32_t heads, int32_t kv_heads);
 void dllm_copy_c(dllm_device *d, dllm_mat dst, dllm_rows dst_rows, dllm_mat src, dllm_rows src_rows);
 void dllm_replace_c(dllm_device *d, dllm_mat kept, dllm_rows rows, dllm_mat v);
 void dllm_cosine_c(dllm_device *d, float *out, dllm_mat a, dllm_rows a_rows, dllm_mat b, dllm_rows b_rows, float floor);
-void dllm_importance_c(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows, dllm_mat k, dllm_rows k_rows, int32_t heads, int32_t kv_heads);
+void dllm_importance_c(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows, dllm_mat k, dllm_rows k_rows, int32_t heads,
+                       int32_t kv_heads);
 void dllm_swiglu_c(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n);
 void dllm_predict_c(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n, const dllm_sampling *how,
                     const dllm_key *keys, const void *noise, const int32_t *noise_rows);

@@ -7,7 +7,8 @@
 void dllm_copy_c(dllm_device *d, dllm_mat dst, dllm_rows dst_rows, dllm_mat src, dllm_rows src_rows)
 {
     for (int32_t i = 0; i < src_rows.n; i++) {
-        memcpy(dllm_at(dst, dllm_row(dst_rows, i)), dllm_at(src, dllm_row(src_rows, i)), (size_t)src.cols * dllm_dtype_size(src.dtype));
+        memcpy(dllm_at(dst, dllm_row(dst_rows, i)), dllm_at(src, dllm_row(src_rows, i)),
+               (size_t)src.cols * dllm_dtype_size(src.dtype));
     }
 }
 
@@ -38,7 +39,8 @@ void dllm_cosine_c(dllm_device *d, float *out, dllm_mat a, dllm_rows a_rows, dll
     }
 }
 
-void dllm_importance_c(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows, dllm_mat k, dllm_rows k_rows, int32_t heads, int32_t kv_heads)
+void dllm_importance_c(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows, dllm_mat k, dllm_rows k_rows, int32_t heads,
+                       int32_t kv_heads)
 {
     const int64_t head_dim = k.cols / kv_heads, group = heads / kv_heads;
     float *summed = d->scratch; /* [kv_heads * head_dim]: queries summed over rows and the heads of a group */
@@ -46,7 +48,8 @@ void dllm_importance_c(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows,
         double sum = 0;
         for (int32_t i = 0; i < q_rows.n; i++) {
             const void *row = dllm_at(q, dllm_row(q_rows, i));
-            for (int64_t h = 0; h < group; h++) sum += (double)dllm_get(row, q.dtype, (c / head_dim * group + h) * head_dim + c % head_dim);
+            for (int64_t h = 0; h < group; h++)
+                sum += (double)dllm_get(row, q.dtype, (c / head_dim * group + h) * head_dim + c % head_dim);
         }
         summed[c] = (float)(sum / ((double)q_rows.n * (double)heads));
     }

@@ -136,13 +136,18 @@ static int32_t draw(float *z, int64_t n, const dllm_sampling *how, const dllm_ke
     return how->temperature > 0 && !how->argmax ? draw_categorical(z, n, z[best], key, noise) : best;
 }
 
-static float score_row(const float *z, int64_t n, const dllm_sampling *how, const dllm_key *key, float prob, float highest, double total)
+static float score_row(const float *z, int64_t n, const dllm_sampling *how, const dllm_key *key, float prob, float highest,
+                       double total)
 {
     switch (how->score) {
-    case DLLM_SCORE_MARGIN: return margin(z, n, highest, total);
-    case DLLM_SCORE_ENTROPY: return negative_entropy(z, n, highest, total);
-    case DLLM_SCORE_RANDOM: return dllm_uniform(key, DLLM_USE_REMASK);
-    default: return prob;
+    case DLLM_SCORE_MARGIN:
+        return margin(z, n, highest, total);
+    case DLLM_SCORE_ENTROPY:
+        return negative_entropy(z, n, highest, total);
+    case DLLM_SCORE_RANDOM:
+        return dllm_uniform(key, DLLM_USE_REMASK);
+    default:
+        return prob;
     }
 }
 

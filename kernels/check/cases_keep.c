@@ -28,10 +28,11 @@ typedef struct {
     double scale, moved;             /* of queries and keys, of the values' changes */
 } delta_shape;
 static const delta_shape delta_shapes[] = {
-    { 1, 1, 8, 0, false, false, false, 1, 1 },    { 2, 2, 12, 3, true, true, false, 1, 1e-3 }, { 4, 2, 16, 0, true, false, true, 1, 1 },
-    { 4, 1, 64, 64, false, true, true, 1, 30 },   { 2, 2, 128, 0, true, true, false, 1, 1 },   { 6, 3, 32, 0, false, false, false, 4, 1 },
-    { 7, 1, 24, 1, false, false, true, 1e-3, 1 }, { 3, 3, 96, 32, true, false, false, 1, 1 },  { 2, 1, 5, 0, false, true, false, 1, 1 },
-    { 4, 2, 160, 0, true, true, true, 0.5, 1e-5 },
+    { 1, 1, 8, 0, false, false, false, 1, 1 },    { 2, 2, 12, 3, true, true, false, 1, 1e-3 },
+    { 4, 2, 16, 0, true, false, true, 1, 1 },     { 4, 1, 64, 64, false, true, true, 1, 30 },
+    { 2, 2, 128, 0, true, true, false, 1, 1 },    { 6, 3, 32, 0, false, false, false, 4, 1 },
+    { 7, 1, 24, 1, false, false, true, 1e-3, 1 }, { 3, 3, 96, 32, true, false, false, 1, 1 },
+    { 2, 1, 5, 0, false, true, false, 1, 1 },     { 4, 2, 160, 0, true, true, true, 0.5, 1e-5 },
 };
 static const delta_shape timed_shape = { 32, 32, 128, 0, false, false, false, 1, 1 };
 
@@ -48,9 +49,10 @@ static void run_delta(const dllm_trial *t, dllm_device *d, void *const *at, int3
     const int old = t->flag ? DELTA_OUT : DELTA_OLD;
     dllm_rows changed = { .first = BEFORE, .n = (int32_t)t->array[DELTA_DV].rows };
     if (t->array[DELTA_CHANGED].rows) changed = (dllm_rows){ .idx = at[DELTA_CHANGED], .n = (int32_t)t->array[DELTA_CHANGED].rows };
-    d->ops->attend_delta(d, dllm_trial_mat(t, DELTA_OUT, at, 0), dllm_trial_rows(t, DELTA_OUT, at, 0, t->rows), dllm_trial_mat(t, old, at, 0),
-                         dllm_trial_rows(t, old, at, 0, t->rows), dllm_trial_mat(t, DELTA_Q, at, 0), dllm_trial_mat(t, DELTA_K, at, 0),
-                         dllm_trial_mat(t, DELTA_DV, at, 0), changed, clipped, at[DELTA_COLUMNS], t->n_spans, t->heads, t->kv_heads);
+    d->ops->attend_delta(d, dllm_trial_mat(t, DELTA_OUT, at, 0), dllm_trial_rows(t, DELTA_OUT, at, 0, t->rows),
+                         dllm_trial_mat(t, old, at, 0), dllm_trial_rows(t, old, at, 0, t->rows), dllm_trial_mat(t, DELTA_Q, at, 0),
+                         dllm_trial_mat(t, DELTA_K, at, 0), dllm_trial_mat(t, DELTA_DV, at, 0), changed, clipped, at[DELTA_COLUMNS],
+                         t->n_spans, t->heads, t->kv_heads);
 }
 
 /* Which slots of a span changed: `count` of its keys, each once and in no order; keys are few, so that a look back is cheap. */
@@ -79,7 +81,8 @@ static void fill_spans(dllm_trial *t, const spans *s, bool ranged, int64_t slots
 /* Weights may round to the other side, and an error of the scores is a relative error of the weights. */
 static double delta_slack(const delta_shape *s, dllm_trial_kind kind)
 {
-    const double rounding = kind == TRIAL_F32 ? 0 : dllm_trial_epsilon(kind) / 2, scores = 3 * s->scale * s->scale * sqrt(s->head_dim) + 5;
+    const double rounding = kind == TRIAL_F32 ? 0 : dllm_trial_epsilon(kind) / 2,
+                 scores = 3 * s->scale * s->scale * sqrt(s->head_dim) + 5;
     return 4 * s->moved * (rounding + 2 * scores * dllm_trial_epsilon(TRIAL_F32));
 }
 
@@ -121,9 +124,10 @@ static void delta_case(dllm_checker *k, const delta_shape *s, const spans *set, 
     }
     dllm_trial t;
     dllm_trial_begin(k, &t, "attend_delta", queries);
-    dllm_trial_name(&t, "spans %d queries %d keys %d changed %d heads %d/%d x %d%s%s%s%s scale %g %s", set->n, (int)queries, (int)keys,
-                    (int)changed, (int)s->heads, (int)s->kv_heads, (int)s->head_dim, s->gap ? " strided" : "", s->gathered ? " gathered" : "",
-                    s->in_place ? " in place" : "", s->ranged ? " range" : "", s->scale, dllm_trial_kind_name(kind));
+    dllm_trial_name(&t, "spans %d queries %d keys %d changed %d heads %d/%d x %d%s%s%s%s scale %g %s", set->n, (int)queries,
+                    (int)keys, (int)changed, (int)s->heads, (int)s->kv_heads, (int)s->head_dim, s->gap ? " strided" : "",
+                    s->gathered ? " gathered" : "", s->in_place ? " in place" : "", s->ranged ? " range" : "", s->scale,
+                    dllm_trial_kind_name(kind));
     t.run = run_delta;
     t.flag = s->in_place;
     t.heads = t.config.heads = s->heads;
@@ -159,17 +163,19 @@ typedef struct {
     double scale;
 } shape;
 static const shape shapes[] = {
-    { 0, 16, 0, false, 1 },   { 0, 16, 3, true, 1 },   { 1, 1, 0, false, 1 },    { 1, 64, 0, true, 1 },  { 2, 7, 1, false, 1 },
-    { 3, 8, 0, true, 1e-12 }, { 5, 31, 4, true, 1 },   { 7, 33, 0, false, 100 }, { 6, 129, 7, true, 3e3 }, { 4, 1000, 24, false, 1 },
-    { 17, 96, 0, true, 1 },   { 40, 2049, 3, true, 1 }, { 3, 40, 8, true, 1e-5 }, { 33, 16, 0, false, 1 }, { 256, 4096, 0, false, 1 },
+    { 0, 16, 0, false, 1 },   { 0, 16, 3, true, 1 },     { 1, 1, 0, false, 1 },      { 1, 64, 0, true, 1 },
+    { 2, 7, 1, false, 1 },    { 3, 8, 0, true, 1e-12 },  { 5, 31, 4, true, 1 },      { 7, 33, 0, false, 100 },
+    { 6, 129, 7, true, 3e3 }, { 4, 1000, 24, false, 1 }, { 17, 96, 0, true, 1 },     { 40, 2049, 3, true, 1 },
+    { 3, 40, 8, true, 1e-5 }, { 33, 16, 0, false, 1 },   { 256, 4096, 0, false, 1 },
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
 /* Two matrices and perhaps a column of results. */
-static void add_pair(dllm_trial *t, const shape *s, dllm_trial_role a_role, dllm_trial_kind a, dllm_trial_role b_role, dllm_trial_kind b)
+static void add_pair(dllm_trial *t, const shape *s, dllm_trial_role a_role, dllm_trial_kind a, dllm_trial_role b_role,
+                     dllm_trial_kind b)
 {
-    dllm_trial_name(t, "n %d cols %d%s%s scale %g %s %s", (int)s->n, (int)s->cols, s->gap ? " strided" : "", s->gathered ? " gathered" : "",
-                    s->scale, dllm_trial_kind_name(a), dllm_trial_kind_name(b));
+    dllm_trial_name(t, "n %d cols %d%s%s scale %g %s %s", (int)s->n, (int)s->cols, s->gap ? " strided" : "",
+                    s->gathered ? " gathered" : "", s->scale, dllm_trial_kind_name(a), dllm_trial_kind_name(b));
     dllm_trial_add(t, a_role, a, s->n + 3, s->cols, s->cols + s->gap);
     dllm_trial_add(t, b_role, b, s->n + 3, s->cols, s->cols + 2 * s->gap);
     if (a_role == TRIAL_IN && b_role == TRIAL_IN) dllm_trial_add(t, TRIAL_OUT, TRIAL_F32, s->n + 3, 1, 0);
@@ -192,7 +198,8 @@ static void run_copy(const dllm_trial *t, dllm_device *d, void *const *at, int32
 
 static void run_replace(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
 {
-    d->ops->replace(d, dllm_trial_mat(t, PAIR_B, at, 0), dllm_trial_rows(t, PAIR_B, at, first, n), dllm_trial_mat(t, PAIR_A, at, first));
+    d->ops->replace(d, dllm_trial_mat(t, PAIR_B, at, 0), dllm_trial_rows(t, PAIR_B, at, first, n),
+                    dllm_trial_mat(t, PAIR_A, at, first));
 }
 
 static void run_cosine(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
@@ -256,7 +263,8 @@ void dllm_check_cosine(dllm_checker *k)
         place(&t, s->gathered, PAIR_A);
         place(&t, s->gathered, PAIR_B);
         fill_partners(&t);
-        for (int32_t r = 0; r < s->n; r++) dllm_trial_slack(&t, PAIR_OUT, r, 4 * dllm_trial_epsilon(TRIAL_F32)); /* products cancel */
+        for (int32_t r = 0; r < s->n; r++)
+            dllm_trial_slack(&t, PAIR_OUT, r, 4 * dllm_trial_epsilon(TRIAL_F32)); /* products cancel */
         dllm_trial_end(&t);
     }
 }
@@ -270,25 +278,27 @@ typedef struct {
     double scale;
 } heed_shape;
 static const heed_shape heed_shapes[] = {
-    { 3, 0, 2, 1, 8, 0, false, 1 },      { 1, 1, 1, 1, 1, 0, false, 1 },       { 2, 3, 2, 2, 5, 3, true, 1 },       { 4, 17, 4, 2, 16, 0, true, 1 },
-    { 32, 70, 7, 1, 24, 1, false, 100 }, { 33, 40, 6, 3, 32, 5, false, 1e-4 }, { 64, 129, 28, 4, 128, 0, true, 1 }, { 5, 300, 2, 2, 160, 0, false, 1 },
-    { 32, 1280, 32, 32, 128, 0, false, 1 },
+    { 3, 0, 2, 1, 8, 0, false, 1 },      { 1, 1, 1, 1, 1, 0, false, 1 },      { 2, 3, 2, 2, 5, 3, true, 1 },
+    { 4, 17, 4, 2, 16, 0, true, 1 },     { 32, 70, 7, 1, 24, 1, false, 100 }, { 33, 40, 6, 3, 32, 5, false, 1e-4 },
+    { 64, 129, 28, 4, 128, 0, true, 1 }, { 5, 300, 2, 2, 160, 0, false, 1 },  { 32, 1280, 32, 32, 128, 0, false, 1 },
 };
 enum { N_HEED_SHAPES = sizeof heed_shapes / sizeof *heed_shapes };
 
 static void run_importance(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
 {
     const int32_t queries = (int32_t)t->array[HEED_Q].rows - 3;
-    d->ops->importance(d, (float *)at[HEED_OUT] + first, dllm_trial_mat(t, HEED_Q, at, 0), dllm_trial_rows(t, HEED_Q, at, 0, queries),
-                       dllm_trial_mat(t, HEED_K, at, 0), dllm_trial_rows(t, HEED_K, at, first, n), t->heads, t->kv_heads);
+    d->ops->importance(d, (float *)at[HEED_OUT] + first, dllm_trial_mat(t, HEED_Q, at, 0),
+                       dllm_trial_rows(t, HEED_Q, at, 0, queries), dllm_trial_mat(t, HEED_K, at, 0),
+                       dllm_trial_rows(t, HEED_K, at, first, n), t->heads, t->kv_heads);
 }
 
 static void importance_case(dllm_checker *k, const heed_shape *s, dllm_trial_kind kind)
 {
     dllm_trial t;
     dllm_trial_begin(k, &t, "importance", s->keys);
-    dllm_trial_name(&t, "queries %d keys %d heads %d/%d x %d%s%s scale %g %s", (int)s->queries, (int)s->keys, (int)s->heads, (int)s->kv_heads,
-                    (int)s->head_dim, s->gap ? " strided" : "", s->gathered ? " gathered" : "", s->scale, dllm_trial_kind_name(kind));
+    dllm_trial_name(&t, "queries %d keys %d heads %d/%d x %d%s%s scale %g %s", (int)s->queries, (int)s->keys, (int)s->heads,
+                    (int)s->kv_heads, (int)s->head_dim, s->gap ? " strided" : "", s->gathered ? " gathered" : "", s->scale,
+                    dllm_trial_kind_name(kind));
     t.run = run_importance;
     t.heads = t.config.heads = s->heads;
     t.kv_heads = t.config.kv_heads = s->kv_heads;

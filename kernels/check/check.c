@@ -142,7 +142,8 @@ static const char *check_untouched(const dllm_trial *t, const outcome *o, int32_
 {
     for (int i = 0; i < t->n_arrays; i++) {
         if (t->array[i].role == TRIAL_WORK) continue;
-        if (!untouched(t, i, o, first, n)) return t->array[i].role == TRIAL_IN ? "changed an input" : "wrote where it was not asked to";
+        if (!untouched(t, i, o, first, n))
+            return t->array[i].role == TRIAL_IN ? "changed an input" : "wrote where it was not asked to";
     }
     return NULL;
 }
@@ -169,7 +170,8 @@ static double row_error(const dllm_trial *t, const outcome *want, const outcome 
         const dllm_trial_array *a = &t->array[k];
         if (a->role != TRIAL_OUT) continue;
         const void *w = row_of(t, k, want->array[k], i), *g = row_of(t, k, got->array[k], i);
-        for (int64_t c = 0; c < a->cols; c++) worst = fmax(worst, error_of(a, read(a, w, c), read(a, g, c), a->slack ? a->slack[i] : 0));
+        for (int64_t c = 0; c < a->cols; c++)
+            worst = fmax(worst, error_of(a, read(a, w, c), read(a, g, c), a->slack ? a->slack[i] : 0));
     }
     return worst;
 }
@@ -207,7 +209,8 @@ static const char *check_company(side *s, const dllm_trial *t, int threads, cons
         outcome o = run(s, t, p == 3 ? threads : 1, first, count);
         why = o.why;
         if (!why) why = check_untouched(t, &o, first, count);
-        if (!why && !same_rows(t, whole, &o, first, count)) why = p ? "a row depends on its company" : "a row depends on the number of threads";
+        if (!why && !same_rows(t, whole, &o, first, count))
+            why = p ? "a row depends on its company" : "a row depends on the number of threads";
         free_outcome(&o, t->n_arrays);
     }
     return why;
@@ -308,12 +311,13 @@ typedef struct {
 
 #define KERNEL(name) { #name, offsetof(dllm_ops, name), dllm_check_##name }
 static const kernel kernels[] = {
-    KERNEL(embed), KERNEL(rmsnorm), KERNEL(linear), KERNEL(rope), KERNEL(attend),
-    KERNEL(attend_delta), KERNEL(copy), KERNEL(replace), KERNEL(cosine), KERNEL(importance),
-    KERNEL(swiglu), KERNEL(add), KERNEL(guide), KERNEL(predict), KERNEL(nll),
+    KERNEL(embed),        KERNEL(rmsnorm), KERNEL(linear),  KERNEL(rope),    KERNEL(attend),
+    KERNEL(attend_delta), KERNEL(copy),    KERNEL(replace), KERNEL(cosine),  KERNEL(importance),
+    KERNEL(swiglu),       KERNEL(add),     KERNEL(guide),   KERNEL(predict), KERNEL(nll),
 };
 enum { N_KERNELS = sizeof kernels / sizeof *kernels, MEMBER = sizeof(void (*)(void)) };
-_Static_assert(N_KERNELS * MEMBER + offsetof(dllm_ops, scratch) + MEMBER == sizeof(dllm_ops), "a kernel of dllm_ops has no cases here");
+_Static_assert(N_KERNELS *MEMBER + offsetof(dllm_ops, scratch) + MEMBER == sizeof(dllm_ops),
+               "a kernel of dllm_ops has no cases here");
 
 int dllm_check(const dllm_ops *ops, const char *kernel_name, uint64_t seed, bool timing, int threads,
                void (*report)(void *arg, const dllm_check_result *result), void *arg)

@@ -15,8 +15,8 @@ struct attention {
     int n_spans;
     int32_t heads, kv_heads, head_dim, group; /* group: query heads of one k/v head */
     int64_t lanes_a_task;
-    float scale;         /* of a score, and from powers of e to powers of 2 */
-    size_t own_bytes;    /* of scratch, a thread's */
+    float scale;                 /* of a score, and from powers of e to powers of 2 */
+    size_t own_bytes;            /* of scratch, a thread's */
     const dllm_columns *columns; /* NULL: attend. Then v is dv, and only the changed slots' weights meet it. */
     dllm_rows changed, old_rows;
     dllm_mat old;
@@ -49,7 +49,8 @@ static inline char *head_at(dllm_mat m, int64_t row, int64_t head, int64_t head_
 /* Lane i of a part: its query head, and where its result goes. */
 static inline const char *lane_query(const struct attention *a, const struct part *p, int64_t i)
 {
-    return head_at(a->q, p->span.q_first + (p->first + i) / a->group, p->kv_head * a->group + (p->first + i) % a->group, a->head_dim);
+    return head_at(a->q, p->span.q_first + (p->first + i) / a->group, p->kv_head * a->group + (p->first + i) % a->group,
+                   a->head_dim);
 }
 
 static inline char *lane_out(const struct attention *a, const struct part *p, int64_t i)
@@ -77,7 +78,10 @@ static inline const char *part_values(const struct attention *a, const struct pa
     return head_at(a->v, a->columns ? p->columns.first : p->span.k_first, p->kv_head, a->head_dim);
 }
 
-static inline int32_t part_count(const struct attention *a, const struct part *p) { return a->columns ? p->columns.n : p->span.n_keys; }
+static inline int32_t part_count(const struct attention *a, const struct part *p)
+{
+    return a->columns ? p->columns.n : p->span.n_keys;
+}
 
 static inline int64_t key_of(const struct attention *a, const struct part *p, int64_t j)
 {

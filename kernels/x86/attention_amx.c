@@ -46,7 +46,7 @@ static void configure(void)
         uint8_t palette, start_row, reserved[14];
         uint16_t bytes[16];
         uint8_t rows[16];
-    } whole = {.palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+    } whole = { .palette = 1, .bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { 16, 16, 16, 16, 16, 16, 16, 16 } };
     _tile_loadconfig(&whole);
 }
 
@@ -123,7 +123,7 @@ static void pack_values(const struct work *w)
 /* The greatest of 32 keys' scores and of what was the greatest before, for 16 lanes. */
 VEC __m512 highest(const float *s, __m512 before)
 {
-    __m512 m[4] = {before, before, before, before};
+    __m512 m[4] = { before, before, before, before };
 #pragma GCC unroll 32
     for (int i = 0; i < EDGE; i++) m[i % 4] = _mm512_max_ps(m[i % 4], _mm512_load_ps(s + i * 16));
     return _mm512_max_ps(_mm512_max_ps(m[0], m[1]), _mm512_max_ps(m[2], m[3]));
@@ -177,8 +177,8 @@ VEC void score(struct work *w, const bool wide)
 /* Two keys' weights of 16 lanes as bfloat16 pairs. */
 VEC __m512i pair(__m512 even, __m512 odd)
 {
-    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
-                                                3, 18, 2, 17, 1, 16, 0);
+    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                                20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
 
@@ -205,7 +205,7 @@ VEC void soften(struct work *w, const bool delta, int64_t half)
     const float *s = w->scores + half * w->blocks * EDGE * 16;
     const __m512 scale = _mm512_set1_ps(w->a->scale);
     const __m512 shift = _mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), w->highest[half]), scale);
-    __m512 total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    __m512 total[2] = { _mm512_setzero_ps(), _mm512_setzero_ps() };
     char *to = w->weights + half * w->batches * TILE;
     if (delta) sum_weights(w, s, scale, shift, total);
     for (int64_t b = 0; b < w->batches; b++, to += TILE) {
@@ -275,7 +275,9 @@ VEC void sum_values(const struct work *w, const bool wide)
 
 static void run(const struct attention *a, const struct part *p, char *memory)
 {
-    struct work w = {.a = a, .p = p, .keys = p->span.n_keys, .values = part_count(a, p), .groups = a->head_dim / EDGE, .queries = memory};
+    struct work w = {
+        .a = a, .p = p, .keys = p->span.n_keys, .values = part_count(a, p), .groups = a->head_dim / EDGE, .queries = memory
+    };
     const bool once = p->n <= EDGE; /* the values may then take the place of the keys, which keeps more of it in the cache */
     w.blocks = round_up(w.keys, EDGE) / EDGE;
     w.batches = round_up(w.values, EDGE) / EDGE;
@@ -302,5 +304,5 @@ static void run(const struct attention *a, const struct part *p, char *memory)
     _tile_release();
 }
 
-const struct attention_way dllm_attention_amx = {run, scratch};
+const struct attention_way dllm_attention_amx = { run, scratch };
 #endif

@@ -14,7 +14,7 @@ static void copy_row(const struct rows_job *job, int32_t i, int thread)
 
 static void copy(dllm_device *d, dllm_mat dst, dllm_rows dst_rows, dllm_mat src, dllm_rows src_rows)
 {
-    struct rows_job job = {copy_row, d, .out = dst, .out_rows = dst_rows, .x = src, .x_rows = src_rows, .n = src_rows.n};
+    struct rows_job job = { copy_row, d, .out = dst, .out_rows = dst_rows, .x = src, .x_rows = src_rows, .n = src_rows.n };
     dllm_rows_run(&job, d->threads, src.cols / 4);
 }
 

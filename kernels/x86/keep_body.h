@@ -25,7 +25,7 @@ static void replace_row(const struct rows_job *job, int32_t i, int thread)
 
 static void replace(dllm_device *d, dllm_mat kept, dllm_rows rows, dllm_mat v)
 {
-    struct rows_job job = {replace_row, d, .x = v, .y = kept, .y_rows = rows, .n = rows.n};
+    struct rows_job job = { replace_row, d, .x = v, .y = kept, .y_rows = rows, .n = rows.n };
     dllm_rows_run(&job, d->threads, v.cols);
 }
 
@@ -38,7 +38,8 @@ VEC void add_products(const dllm_dtype t, const void *x, const void *y, dllm_dty
     for (; j < end; j += CHAINS * LANES) {
 #pragma GCC unroll 2
         for (int i = 0; i < CHAINS; i++) {
-            const vec u = vload(x, t, j + i * LANES, end - j - i * LANES), v = vload(y, y_dtype, j + i * LANES, end - j - i * LANES);
+            const vec u = vload(x, t, j + i * LANES, end - j - i * LANES),
+                      v = vload(y, y_dtype, j + i * LANES, end - j - i * LANES);
             sum[0][i] = vfma(u, v, sum[0][i]);
             sum[1][i] = vfma(u, u, sum[1][i]);
             sum[2][i] = vfma(v, v, sum[2][i]);
@@ -49,7 +50,7 @@ VEC void add_products(const dllm_dtype t, const void *x, const void *y, dllm_dty
 
 VEC void compare(const dllm_dtype t, float *out, const void *x, const void *y, dllm_dtype y_dtype, int64_t n, double least)
 {
-    double total[3] = {0};
+    double total[3] = { 0 };
     for (int64_t j = 0; j < n; j += STRETCH) add_products(t, x, y, y_dtype, j, n - j < STRETCH ? n : j + STRETCH, total);
     *out = (float)(total[0] / sqrt(fmax(total[1], least) * fmax(total[2], least)));
 }
@@ -62,7 +63,8 @@ static void cosine_row(const struct rows_job *job, int32_t i, int thread)
 
 static void cosine(dllm_device *d, float *out, dllm_mat a, dllm_rows a_rows, dllm_mat b, dllm_rows b_rows, float least)
 {
-    struct rows_job job = {cosine_row, d, .x = a, .x_rows = a_rows, .y = b, .y_rows = b_rows, .n = a_rows.n, .scalar = least, .result = {out}};
+    struct rows_job job = { cosine_row,       d, .x = a, .x_rows = a_rows, .y = b, .y_rows = b_rows, .n = a_rows.n, .scalar = least,
+                            .result = { out } };
     dllm_rows_run(&job, d->threads, 2 * a.cols);
 }
 
@@ -85,7 +87,8 @@ static void sum_queries(void *arg, int head, int thread)
         vec sum = vset(0);
         for (int32_t i = 0; i < a->rows.n; i++) {
             const void *row = dllm_at(a->q, dllm_row(a->rows, i));
-            for (int64_t h = head * a->group; h < (head + 1) * a->group; h++) sum = vadd(sum, vload(row, a->q.dtype, h * a->head_dim + c, n));
+            for (int64_t h = head * a->group; h < (head + 1) * a->group; h++)
+                sum = vadd(sum, vload(row, a->q.dtype, h * a->head_dim + c, n));
         }
         vstore(to, DLLM_F32, c, n, vdiv(sum, vset((float)a->count)));
     }
@@ -96,7 +99,7 @@ VEC void weigh(const dllm_dtype t, float *out, const void *key, const float *sum
     double total = 0;
     for (int64_t at = 0; at < n; at += STRETCH) {
         const int64_t end = n - at < STRETCH ? n : at + STRETCH;
-        vec sum[CHAINS] = {vset(0), vset(0)};
+        vec sum[CHAINS] = { vset(0), vset(0) };
         for (int64_t j = at; j < end; j += CHAINS * LANES) {
 #pragma GCC unroll 2
             for (int i = 0; i < CHAINS; i++) {
@@ -111,15 +114,17 @@ VEC void weigh(const dllm_dtype t, float *out, const void *key, const float *sum
 
 static void weigh_row(const struct rows_job *job, int32_t i, int thread)
 {
-    OF_DTYPE(job->x.dtype, weigh, (float *)job->result[0] + i, dllm_at(job->x, dllm_row(job->x_rows, i)), job->d->scratch, job->x.cols);
+    OF_DTYPE(job->x.dtype, weigh, (float *)job->result[0] + i, dllm_at(job->x, dllm_row(job->x_rows, i)), job->d->scratch,
+             job->x.cols);
 }
 
-static void importance(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows, dllm_mat k, dllm_rows k_rows, int32_t heads, int32_t kv_heads)
+static void importance(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows, dllm_mat k, dllm_rows k_rows, int32_t heads,
+                       int32_t kv_heads)
 {
     if (k_rows.n == 0) return;
-    struct queries a = {q, q_rows, k.cols / kv_heads, heads / kv_heads, (double)q_rows.n * (double)heads, d->scratch};
+    struct queries a = { q, q_rows, k.cols / kv_heads, heads / kv_heads, (double)q_rows.n * (double)heads, d->scratch };
     const bool small = (int64_t)q_rows.n * q.cols < 65536;
     dllm_parallel(small ? 1 : d->threads, kv_heads, sum_queries, &a);
-    struct rows_job job = {weigh_row, d, .x = k, .x_rows = k_rows, .n = k_rows.n, .result = {out}};
+    struct rows_job job = { weigh_row, d, .x = k, .x_rows = k_rows, .n = k_rows.n, .result = { out } };
     dllm_rows_run(&job, d->threads, k.cols);
 }

@@ -22,11 +22,11 @@ struct rows_job {
 };
 
 /* Calls f with a dtype that the compiler knows. */
-#define OF_DTYPE(t, f, ...)                                                                                                              \
-    do {                                                                                                                                 \
-        if ((t) == DLLM_F32) f(DLLM_F32, __VA_ARGS__);                                                                                   \
-        else if ((t) == DLLM_BF16) f(DLLM_BF16, __VA_ARGS__);                                                                            \
-        else f(DLLM_F16, __VA_ARGS__);                                                                                                   \
+#define OF_DTYPE(t, f, ...)                                                                                                        \
+    do {                                                                                                                           \
+        if ((t) == DLLM_F32) f(DLLM_F32, __VA_ARGS__);                                                                             \
+        else if ((t) == DLLM_BF16) f(DLLM_BF16, __VA_ARGS__);                                                                      \
+        else f(DLLM_F16, __VA_ARGS__);                                                                                             \
     } while (0)
 
 /* Does all rows, of about `work` simple operations each, on at most `threads` threads. */

@@ -20,14 +20,14 @@ static void embed_row(const struct rows_job *job, int32_t i, int thread)
 
 static void embed(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat table, const int32_t *ids)
 {
-    struct rows_job job = {embed_row, d, .x = x, .x_rows = rows, .y = table, .n = rows.n, .ids = ids};
+    struct rows_job job = { embed_row, d, .x = x, .x_rows = rows, .y = table, .n = rows.n, .ids = ids };
     dllm_rows_run(&job, d->threads, x.cols);
 }
 
 /* ---- rmsnorm ----------------------------------------------------------------------------------------------------------------------- */
 VEC float squares(const dllm_dtype t, const void *x, int64_t n)
 {
-    vec sum[4] = {vset(0), vset(0), vset(0), vset(0)};
+    vec sum[4] = { vset(0), vset(0), vset(0), vset(0) };
     int64_t j = 0;
     for (; j + 4 * LANES <= n; j += 4 * LANES) {
 #pragma GCC unroll 4
@@ -61,7 +61,8 @@ static void norm_row(const struct rows_job *job, int32_t i, int thread)
 
 static void rmsnorm(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows rows, dllm_mat w, float eps)
 {
-    struct rows_job job = {norm_row, d, .out = out, .out_rows = out_rows, .x = x, .x_rows = rows, .y = w, .n = rows.n, .scalar = eps};
+    struct rows_job job = { norm_row,       d,      .out = out,  .out_rows = out_rows, .x = x,
+                            .x_rows = rows, .y = w, .n = rows.n, .scalar = eps };
     dllm_rows_run(&job, d->threads, x.cols);
 }
 
@@ -87,10 +88,10 @@ static void rope_row(const struct rows_job *job, int32_t i, int thread)
     OF_DTYPE(job->x.dtype, turn, dllm_at(job->x, dllm_row(job->x_rows, i)), dllm_at(job->y, angle), dllm_at(job->z, angle), job);
 }
 
-static void rope(dllm_device *d, dllm_mat x, dllm_rows x_rows, dllm_mat cosines, dllm_mat sines, dllm_rows table_rows, int32_t head_dim,
-                 bool round_products)
+static void rope(dllm_device *d, dllm_mat x, dllm_rows x_rows, dllm_mat cosines, dllm_mat sines, dllm_rows table_rows,
+                 int32_t head_dim, bool round_products)
 {
-    struct rows_job job = {rope_row, d, .x = x, .x_rows = x_rows, .y = cosines, .z = sines, .y_rows = table_rows, .n = x_rows.n};
+    struct rows_job job = { rope_row, d, .x = x, .x_rows = x_rows, .y = cosines, .z = sines, .y_rows = table_rows, .n = x_rows.n };
     job.head_dim = head_dim;
     job.flag = round_products;
     dllm_rows_run(&job, d->threads, x.cols);
@@ -113,7 +114,7 @@ static void swiglu_row(const struct rows_job *job, int32_t i, int thread)
 
 static void swiglu(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n)
 {
-    struct rows_job job = {swiglu_row, d, .out = out, .x = gate, .y = up, .n = n};
+    struct rows_job job = { swiglu_row, d, .out = out, .x = gate, .y = up, .n = n };
     dllm_rows_run(&job, d->threads, 4 * gate.cols);
 }
 
@@ -124,13 +125,13 @@ VEC void sum_rows(const dllm_dtype t, void *x, const void *y, dllm_dtype y_dtype
 
 static void add_row(const struct rows_job *job, int32_t i, int thread)
 {
-    OF_DTYPE(job->x.dtype, sum_rows, dllm_at(job->x, dllm_row(job->x_rows, i)), dllm_at(job->y, dllm_row(job->y_rows, i)), job->y.dtype,
-             job->x.cols);
+    OF_DTYPE(job->x.dtype, sum_rows, dllm_at(job->x, dllm_row(job->x_rows, i)), dllm_at(job->y, dllm_row(job->y_rows, i)),
+             job->y.dtype, job->x.cols);
 }
 
 static void add(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat y, dllm_rows y_rows)
 {
-    struct rows_job job = {add_row, d, .x = x, .x_rows = rows, .y = y, .y_rows = y_rows, .n = rows.n};
+    struct rows_job job = { add_row, d, .x = x, .x_rows = rows, .y = y, .y_rows = y_rows, .n = rows.n };
     dllm_rows_run(&job, d->threads, x.cols);
 }
 
@@ -148,6 +149,6 @@ static void guide_row(const struct rows_job *job, int32_t i, int thread)
 
 static void guide(dllm_device *d, dllm_mat c, dllm_mat u, int32_t n, float scale)
 {
-    struct rows_job job = {guide_row, d, .x = c, .y = u, .n = n, .scalar = scale};
+    struct rows_job job = { guide_row, d, .x = c, .y = u, .n = n, .scalar = scale };
     dllm_rows_run(&job, d->threads, c.cols);
 }

@@ -45,7 +45,7 @@ static double sum_exp(const float *z, int64_t n, float highest)
     double total = 0;
     for (int64_t at = 0; at < n; at += STRETCH) {
         const int64_t end = at + stretch_of(n, at);
-        vec sum[2] = {vset(0), vset(0)};
+        vec sum[2] = { vset(0), vset(0) };
         int64_t j = at;
         for (; j + 2 * LANES <= end; j += 2 * LANES) {
             sum[0] = vadd(sum[0], vexp(vsub(vget(z + j), vset(highest))));
@@ -102,7 +102,8 @@ static void greedy_row(const struct rows_job *job, int32_t i, int thread)
     const int64_t n = job->x.cols;
     float *z = dllm_at(job->x, i), *score = (float *)job->result[1] + i, *prob = (float *)job->result[2] + i;
     for (int32_t b = 0; b < how->n_banned; b++) z[how->banned[b]] = -INFINITY;
-    for (int64_t j = 0; how->temperature > 0 && j < n; j += LANES) vstore(z, DLLM_F32, j, n - j, vdiv(vload(z, DLLM_F32, j, n - j), vset(how->temperature)));
+    for (int64_t j = 0; how->temperature > 0 && j < n; j += LANES)
+        vstore(z, DLLM_F32, j, n - j, vdiv(vload(z, DLLM_F32, j, n - j), vset(how->temperature)));
     const int32_t token = argmax(z, n);
     for (int32_t b = 0; b < how->n_unscored; b++) z[how->unscored[b]] = -INFINITY;
     const float highest = how->n_unscored ? highest_of(z, n) : z[token];
@@ -117,7 +118,7 @@ static void greedy_row(const struct rows_job *job, int32_t i, int thread)
 static void predict(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n, const dllm_sampling *how,
                     const dllm_key *keys, const void *noise, const int32_t *noise_rows)
 {
-    struct rows_job job = {greedy_row, d, .x = logits, .n = n, .result = {token, score, prob}, .how = how, .keys = keys};
+    struct rows_job job = { greedy_row, d, .x = logits, .n = n, .result = { token, score, prob }, .how = how, .keys = keys };
     job.noise = noise;
     job.noise_rows = noise_rows;
     const bool filtered = !how->gumbel && (how->top_p < 1 || (how->top_k > 0 && how->top_k < logits.cols));
@@ -134,6 +135,6 @@ static void nll_row(const struct rows_job *job, int32_t i, int thread)
 
 static void nll(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n)
 {
-    struct rows_job job = {nll_row, d, .x = logits, .n = n, .result = {out}, .ids = target};
+    struct rows_job job = { nll_row, d, .x = logits, .n = n, .result = { out }, .ids = target };
     dllm_rows_run(&job, d->threads, logits.cols);
 }

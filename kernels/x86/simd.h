@@ -26,7 +26,8 @@ VEC vec vfirst(vec x, int64_t n, float other) { return _mm512_mask_mov_ps(vset(o
 VEC vec vsplit(vec x, vec *e)
 {
     const vec m = _mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
-    *e = _mm512_getexp_ps(_mm512_mask_add_ps(x, _mm512_cmp_ps_mask(m, vset(1), _CMP_LT_OQ), x, x)); /* halved mantissas count twice */
+    *e = _mm512_getexp_ps(
+        _mm512_mask_add_ps(x, _mm512_cmp_ps_mask(m, vset(1), _CMP_LT_OQ), x, x)); /* halved mantissas count twice */
     return m;
 }
 VEC void vtranspose(vec r[16])

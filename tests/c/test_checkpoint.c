@@ -111,7 +111,9 @@ static void write_index(const char *name, const char *last_file, const char *mor
     char text[HEADER] = "{\"metadata\":{\"total_size\":1},\"weight_map\":{";
     for (int i = 0; i < TENSORS; i++)
         snprintf(text + strlen(text), sizeof text - strlen(text), "%s\"%s\":\"%s\"", i ? "," : "", tensors[i].name,
-                 i < 5 ? "a.safetensors" : i < TENSORS - 1 ? "b.safetensors" : last_file);
+                 i < 5             ? "a.safetensors"
+                 : i < TENSORS - 1 ? "b.safetensors"
+                                   : last_file);
     snprintf(text + strlen(text), sizeof text - strlen(text), "%s}}", more);
     write_text(in(name, "model.safetensors.index.json"), text);
 }

@@ -88,7 +88,8 @@ static void check_rows_alone(const opened *o, const char *where, float temperatu
     expect(generate(o, &p, 7, together) == 3 + 8 + 5 + 3 * ANSWER, "a batch of three runs to its end", where);
     for (int i = 0; i < 3; i++) {
         const int64_t n = generate(o, &p, 1 << i, alone);
-        expect(n > 0 && memcmp(alone[0], together[i], (size_t)n * sizeof(int32_t)) == 0, "a row of a batch equals the row alone", where);
+        expect(n > 0 && memcmp(alone[0], together[i], (size_t)n * sizeof(int32_t)) == 0, "a row of a batch equals the row alone",
+               where);
     }
 }
 
@@ -119,7 +120,8 @@ static void check_methods(const opened *o, const char *where)
         expect(generate(o, &p, 7, together) > 0, "a batch runs to its end", named);
         for (int b = 0; b < 3; b++) {
             const int64_t n = generate(o, &p, 1 << b, alone);
-            expect(n > 0 && memcmp(alone[0], together[b], (size_t)n * sizeof(int32_t)) == 0, "a row of a batch equals the row alone", named);
+            expect(n > 0 && memcmp(alone[0], together[b], (size_t)n * sizeof(int32_t)) == 0,
+                   "a row of a batch equals the row alone", named);
         }
         p.cfg_scale = 0.7f;
         p.cfg_interval = 3;
@@ -130,7 +132,8 @@ static void check_methods(const opened *o, const char *where)
     }
 }
 
-static void check_degenerate(const opened *o, const char *where, const char *method, const char *const options[], const double values[], int n)
+static void check_degenerate(const opened *o, const char *where, const char *method, const char *const options[],
+                             const double values[], int n)
 {
     dllm_params p = params_of(o, 0);
     p.steps = ANSWER;
@@ -139,7 +142,8 @@ static void check_degenerate(const opened *o, const char *where, const char *met
     dllm_params_use(&p, method);
     for (int i = 0; i < n; i++) expect(dllm_params_set(&p, options[i], values[i]) == 0, options[i], where);
     expect(generate(o, &p, 7, cached) > 0, "degenerate cache runs", where);
-    expect(memcmp(uncached[0], cached[0], (3 + ANSWER) * sizeof(int32_t)) == 0 && memcmp(uncached[1], cached[1], (8 + ANSWER) * sizeof(int32_t)) == 0 &&
+    expect(memcmp(uncached[0], cached[0], (3 + ANSWER) * sizeof(int32_t)) == 0 &&
+               memcmp(uncached[1], cached[1], (8 + ANSWER) * sizeof(int32_t)) == 0 &&
                memcmp(uncached[2], cached[2], (5 + ANSWER) * sizeof(int32_t)) == 0,
            "a degenerate setting equals the uncached run", method);
 }
@@ -160,10 +164,11 @@ static void check_refusals(const opened *o, const char *where)
     const dllm_prompt prompt = { .ids = ids, .n = 3 }, outside = { .ids = bad, .n = 2 };
     dllm_session *s;
     dllm_params p = params_of(o, 0);
-    expect(dllm_session_open(&s, o->model, &p, &outside, 1) == DLLM_E_VALUE && strstr(dllm_last_error(), "536870912"), "an id outside is named",
-           where);
+    expect(dllm_session_open(&s, o->model, &p, &outside, 1) == DLLM_E_VALUE && strstr(dllm_last_error(), "536870912"),
+           "an id outside is named", where);
     p.block_len = 5;
-    expect(dllm_session_open(&s, o->model, &p, &prompt, 1) == DLLM_E_VALUE && strstr(dllm_last_error(), "5"), "blocks must divide", where);
+    expect(dllm_session_open(&s, o->model, &p, &prompt, 1) == DLLM_E_VALUE && strstr(dllm_last_error(), "5"), "blocks must divide",
+           where);
     p = params_of(o, NAN);
     expect(dllm_session_open(&s, o->model, &p, &prompt, 1) == DLLM_E_VALUE, "temperature NaN", where);
     p = params_of(o, 0);

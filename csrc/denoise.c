@@ -193,7 +193,7 @@ int dllm_session_forward(dllm_session *s)
     const bool guided = guidance_due(s);
     TRY(prepare(s));
     /* An uncached pass that nobody reads would leave no trace. */
-    if (s->n_ask > 0 || s->strategy != &dllm_strategy_none) dllm_forward(s, guided);
+    if (s->n_ask > 0 || dllm_keeps(s)) dllm_forward(s, guided);
     if (guided && s->residual.data) dllm_keep_residual(s);
     TRY(dllm_check_device(s));
     s->forwarded = true;

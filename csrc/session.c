@@ -266,7 +266,7 @@ double dllm_seconds(void)
 static int pass(dllm_session *s)
 {
     FAIL_IF(s->forwarded, DLLM_E_VALUE, "a pass between forward and decide would lose the forward");
-    FAIL_IF(s->strategy != &dllm_strategy_none || s->residual.data, DLLM_E_VALUE,
+    FAIL_IF(dllm_keeps(s) || s->residual.data, DLLM_E_VALUE,
             "logits of all rows take an uncached pass: open a session without a cache or cfg_interval");
     const double start = dllm_seconds();
     s->n_ask = 0;
@@ -281,6 +281,8 @@ static int pass(dllm_session *s)
     s->stats.seconds += dllm_seconds() - start;
     return dllm_check_device(s);
 }
+
+bool dllm_keeps(const dllm_session *s) { return s->kept_slots > 0 || s->strategy->keeps != 0; }
 
 int dllm_check_device(dllm_session *s)
 {

@@ -27,6 +27,7 @@ dllm_rows dllm_pack(dllm_session *s, dllm_set which, dllm_space space);
 int64_t dllm_first_slot(const dllm_session *s, int sequence); /* row of keys and values that is its slot 0 */
 
 /* session.c */
+bool dllm_keeps(const dllm_session *s); /* does anything outlive a pass? */
 int dllm_check_device(dllm_session *s); /* 0, or the device's first failure */
 double dllm_seconds(void);              /* monotonic */
 void dllm_rope_row(float *cos_row, float *sin_row, int32_t position, int32_t head_dim, float theta);

@@ -78,7 +78,7 @@ def test_rows_in_different_phases_share_a_batch(cache, rng):
     """With a threshold, rows of a batch come to different blocks at the same step."""
     for family in FAMILIES:
         model, rows, together = one(family), ragged(rng, (7, 3, 12)), Seen()
-        shape = {"answer": 16, "steps": 16, "block": 4, "cache": CACHES[cache], "threshold": 0.3}
+        shape = {"answer": 16, "steps": 16, "block": 4, "cache": CACHES[cache], "threshold": 0.1}
         out = run(model, rows, callback=together, **shape).sequences
         for b, row in enumerate(rows):
             np.testing.assert_array_equal(out[b], run(model, [row], **shape).sequences[0])
@@ -162,22 +162,23 @@ def walk(family, cache, rule, prompts, **options):
         for b, ids in enumerate(step.sequences):
             changed = np.flatnonzero(ids != before[b])
             assert (before[b][changed] == MASK).all() and (changed >= len(prompts[b])).all()
-            assert set(changed) <= set(step.committed[b]) or options.get("early_stop")
+            assert set(changed) <= set(step.committed[b]) or options["early_stop"]
             assert ((0 <= ids) & (ids < model.config["vocab"])).all()
         before = step.sequences
     for b, ids in enumerate(out.sequences):
         np.testing.assert_array_equal(ids, before[b])
-    assert 1 <= len(steps) <= 16 and out.stats["tokens"] >= 8
-    return out
+    assert 1 <= len(steps) <= 16
+    if not options["early_stop"]:  # some predict the mask id, which leaves its place masked
+        assert out.stats["tokens"] == sum((ids[-8:] != MASK).sum() for ids in out.sequences) >= 8
 
 
 @pytest.mark.parametrize("cache", [None, *CACHES])
 @pytest.mark.parametrize("rule", [None, "dyllm", "sparse-dllm"])
 def test_every_method_goes_with_every_way_of_decoding_llada(cache, rule, rng):
-    prompts, ran = ragged(rng, (5, 3)), 0
-    table = itertools.product((2, 4, 8), PARALLEL, (0.0, 1.0), (False, True), (0.0, 0.8), ("low_confidence", "random"))
+    prompts, ran = ragged(rng, (3, 2)), 0
+    table = itertools.product((2, 8), PARALLEL, (0.0, 1.0), (False, True), (0.0, 0.8), ("low_confidence", "random"))
     for block, parallel, cfg, early, temperature, remasking in table:
-        if remasking == "random" and (parallel or early):
+        if remasking == "random" and (parallel or early or cfg):
             continue
         o = {"block": block, "steps": 8 // block * 2 if rule != "dyllm" else 4, "cfg_scale": cfg, "early_stop": early}
         o |= {"temperature": temperature, "remasking": remasking, **parallel}
@@ -194,7 +195,7 @@ def test_every_method_goes_with_every_way_of_decoding_llada(cache, rule, rng):
 @pytest.mark.parametrize("cache", [None, *CACHES])
 @pytest.mark.parametrize("rule", [None, "dyllm", "sparse-dllm"])
 def test_every_method_goes_with_every_way_of_decoding_dream(cache, rule, rng):
-    prompts, ran = ragged(rng, (5, 3)), 0
+    prompts, ran = ragged(rng, (3, 2)), 0
     algs = ("entropy", "maskgit_plus", "topk_margin", "origin")
     table = itertools.product((4, 8), PARALLEL[:2], algs, (False, True), ({}, {"temperature": 0.6, "top_p": 0.9}, {"alg_temp": 0.5}))
     for block, parallel, alg, early, sampling in table:
@@ -372,8 +373,7 @@ def test_guidance_has_a_cache_of_its_own(rng):
     assert out.stats["forwards"] == 16 + len(due)
     for n, t in enumerate(due):  # its refreshes go by its own passes
         assert steps[t].unconditional.mode[1, 0] == (2 if n % 2 else 0) + (1 if n % 3 else 0)
-    others = [steps[t] for t in due if t % 2 and t > 2]
-    assert any((s.chosen[1][0] != s.unconditional.chosen[1][0]).any() for s in others)
+    assert not np.array_equal(steps[3].decided_by[1], steps[3].unconditional.decided_by[1], equal_nan=True)
 
 
 def test_a_callback_stops_a_cached_run(rng):
@@ -410,8 +410,8 @@ class Cost:
         self.total += 2 * n * self.d * self.c["vocab"]
 
 
-def asked(family, steps, answer):
-    """Candidates of every step. Dream asks the row before: a set of as many rows."""
+def asked(steps):
+    """Candidates of every step: so many rows of the head."""
     return [int((step.tokens[0] != -1).sum()) for step in steps]
 
 
@@ -431,7 +431,7 @@ def test_flops_of_dllm_cache(family, rng):
     model, steps, stats = counted(family, DLLMCache(kp, kr, ratio), rng)
     cost, m, layers = Cost(model), int(G * ratio), model.config["layers"]
     speaker = int(family == "dream")  # the last prompt row travels, as it speaks for the first answer row
-    for t, n in enumerate(asked(family, steps, G)):
+    for t, n in enumerate(asked(steps)):
         prompt, answer = t % kp == 0, t % kr == 0
         cost.rows(P + G if prompt else G + speaker, P + G)
         for _ in range(1, layers):
@@ -444,10 +444,10 @@ def test_flops_of_dllm_cache(family, rng):
 def test_flops_of_sparse_dllm(family, rng):
     """F_D twice a block, then F_S; past the last layer's keys and values only what is asked."""
     ratio = 0.4
-    model, steps, stats = counted(family, SparseDLLM(ratio, 3), rng)
+    model, steps, stats = counted(family, SparseDLLM(ratio, 3), rng, rule="sparse-dllm")
     cost, layers, length, kept = Cost(model), model.config["layers"], P + G, int((P + G - B) * ratio)
     heads = 0
-    for t, n in enumerate(asked(family, steps, G)):
+    for t, n in enumerate(asked(steps)):
         state = min(t % (S * B // G), 2)
         rows, keys = (length, length) if state < 2 else (B, kept + B)
         for _ in range(1, layers):
@@ -456,8 +456,6 @@ def test_flops_of_sparse_dllm(family, rng):
         sources = set(np.flatnonzero(steps[t].tokens[0] != -1) - (family == "dream"))
         if family == "dream" and state < 2:
             sources.add(block - 1)  # remembered for the steps that leave it out
-        if state == 2:
-            sources.discard(block - 1)
         inspected = sources | set(range(block, block + B)) if state == 1 else sources
         cost.last(rows, keys, len(sources), len(inspected))
         cost.head(n)
@@ -474,14 +472,14 @@ def test_flops_of_dyllm(family, rng):
     full = 3
     model, steps, stats = counted(family, DyLLM(tau=0.97, full_steps=full), rng)
     cost, bound, layers, length = Cost(model), 0, model.config["layers"], P + G
-    for t, n in enumerate(asked(family, steps, G), 1):
+    for t, n in enumerate(asked(steps), 1):
         start = P if t > 4 and t % 4 else 0
         if t <= full:
             for _ in range(layers):
                 cost.rows(length, length)
         else:
             window = length - start
-            changed = sum(int(r >= start) for r in steps[t - 2].committed[0]) or (0 if t < 2 else previous(steps, t, start))
+            changed = previous(steps, t, start)
             for layer in range(layers):
                 salient = len(steps[t - 1].chosen[layer][0])
                 cost.layer(changed, changed, window, window, salient, window * length, changed * length + (window - changed) * changed)
@@ -499,7 +497,7 @@ def test_flops_of_dyllm(family, rng):
 
 
 def previous(steps, t, start):
-    """Rows that the latest step that wrote anything wrote."""
+    """How many rows the latest step that wrote anything wrote, in the window."""
     wrote = [step.committed[0] for step in steps[: t - 1] if len(step.committed[0])]
     return int((wrote[-1] >= start).sum()) if wrote else 0
 
@@ -508,7 +506,7 @@ def previous(steps, t, start):
 def test_flops_of_the_uncached_run(family, rng):
     model, steps, stats = counted(family, None, rng)
     cost, length = Cost(model), P + G
-    for n in asked(family, steps, G):
+    for n in asked(steps):
         for _ in range(1, model.config["layers"]):
             cost.rows(length, length)
         cost.last(length, length, n)
@@ -517,16 +515,21 @@ def test_flops_of_the_uncached_run(family, rng):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_flops_uncached_is_what_the_uncached_run_counts(family, rng):
-    """For a schedule that asks the same numbers of rows whatever the tokens are."""
-    prompt = text_ids(rng, P)[None]
-    shape = {"answer": G, "steps": S, "block": B}
-    plain = run(one(family), prompt, **shape).stats["flops"]
-    for name in ("dllm-cache", "dyllm"):
-        stats = run(one(family), prompt, cache=CACHES[name], **shape).stats
-        off = abs(stats["flops_uncached"] / plain - 1)
-        assert off == 0 if family == "llada" else off < 0.05  # Dream remembers the last prompt row's final state
-        assert stats["flops"] < 0.9 * plain
+def test_flops_uncached_is_what_an_uncached_run_of_these_steps_costs(family, rng):
+    """Every row in every layer but the last, which has the rows that were asked; the head as it was."""
+    for cache in (CACHES["dllm-cache"], CACHES["dyllm"]):
+        model, steps, stats = counted(family, cache, rng)
+        cost, length = Cost(model), P + G
+        for t, n in enumerate(asked(steps), 1):
+            for _ in range(1, model.config["layers"]):
+                cost.rows(length, length)
+            whole = cache.name == "dyllm" and (t <= 4 or t % cache.whole_interval == 0)
+            speakers = {int(r) - (family == "dream") for r in np.flatnonzero(steps[t - 1].tokens[0] != -1)}
+            if family == "dream" and whole:
+                speakers.add(P - 1)  # remembered for the steps that leave it out
+            cost.last(length, length, len(speakers))
+            cost.head(n)
+        assert stats["flops_uncached"] == cost.total > stats["flops"] / 0.95
 
 
 @pytest.mark.parametrize("family, dtype", [("llada", "float32"), ("dream", "float32"), ("llada", "bfloat16")])

@@ -27,8 +27,8 @@ typedef struct {
     double scale; /* of queries and keys: a large one leaves one key, a small one makes all equal */
 } shape;
 static const shape shapes[] = {
-    { 1, 1, 8, 0, false, 1 },  { 2, 2, 12, 3, true, 1 },    { 4, 2, 16, 0, true, 1 },    { 4, 1, 64, 64, false, 1 },
-    { 2, 2, 128, 0, true, 1 }, { 6, 3, 32, 0, false, 4 },   { 7, 1, 24, 1, false, 1e-3 }, { 3, 3, 96, 32, true, 1 },
+    { 1, 1, 8, 0, false, 1 },  { 2, 2, 12, 3, true, 1 },     { 4, 2, 16, 0, true, 1 },     { 4, 1, 64, 64, false, 1 },
+    { 2, 2, 128, 0, true, 1 }, { 6, 3, 32, 0, false, 4 },    { 7, 1, 24, 1, false, 1e-3 }, { 3, 3, 96, 32, true, 1 },
     { 2, 1, 5, 0, false, 1 },  { 4, 2, 128, 0, false, 0.5 }, { 2, 1, 160, 0, false, 1 },
 };
 static const shape timed_shape = { 32, 32, 128, 0, false, 1 };
@@ -43,8 +43,9 @@ static void run(const dllm_trial *t, dllm_device *d, void *const *at, int32_t fi
         const int32_t end = field[0] + field[1] < first + n ? field[0] + field[1] : first + n;
         clipped[i] = (dllm_span){ from, end > from ? end - from : 0, field[2], field[3] };
     }
-    d->ops->attend(d, dllm_trial_mat(t, ATTEND_OUT, at, 0), dllm_trial_rows(t, ATTEND_OUT, at, 0, t->rows), dllm_trial_mat(t, ATTEND_Q, at, 0),
-                   dllm_trial_mat(t, ATTEND_K, at, 0), dllm_trial_mat(t, ATTEND_V, at, 0), clipped, t->n_spans, t->heads, t->kv_heads);
+    d->ops->attend(d, dllm_trial_mat(t, ATTEND_OUT, at, 0), dllm_trial_rows(t, ATTEND_OUT, at, 0, t->rows),
+                   dllm_trial_mat(t, ATTEND_Q, at, 0), dllm_trial_mat(t, ATTEND_K, at, 0), dllm_trial_mat(t, ATTEND_V, at, 0),
+                   clipped, t->n_spans, t->heads, t->kv_heads);
 }
 
 /* Spans take queries in order, and keys from where they like; they need not be listed in order. */
@@ -53,14 +54,15 @@ static void fill_spans(dllm_trial *t, const spans *s, int64_t slots)
     int32_t first = 0;
     for (int i = 0; i < s->n; i++) {
         const int place = s->n - 1 - i;
-        const int32_t fields[4] = { first, s->queries[i], dllm_trial_below(t->checker, (int32_t)slots - s->keys[i] + 1), s->keys[i] };
+        const int32_t fields[4] = { first, s->queries[i], dllm_trial_below(t->checker, (int32_t)slots - s->keys[i] + 1),
+                                    s->keys[i] };
         for (int c = 0; c < 4; c++) dllm_trial_set(t, ATTEND_SPANS, place, c, fields[c]);
         first += s->queries[i];
     }
 }
 
-/* An error of the scores, which grows with their size, is a relative error of the weights; and weights may round to the other side, a few of
- * many. Values are of size 1. */
+/* An error of the scores, which grows with their size, is a relative error of the weights; and weights may round to the other side,
+ * a few of many. Values are of size 1. */
 static void allow(dllm_trial *t, double scale)
 {
     const dllm_trial_kind kind = t->array[ATTEND_OUT].kind;
@@ -78,9 +80,9 @@ static void attend_case(dllm_checker *k, const shape *s, const spans *set, dllm_
     }
     dllm_trial t;
     dllm_trial_begin(k, &t, "attend", queries);
-    dllm_trial_name(&t, "spans %d queries %d keys %d heads %d/%d x %d%s%s scale %g %s", set->n, (int)queries, (int)keys, (int)s->heads,
-                    (int)s->kv_heads, (int)s->head_dim, s->gap ? " strided" : "", s->gathered ? " gathered" : "", s->scale,
-                    dllm_trial_kind_name(kind));
+    dllm_trial_name(&t, "spans %d queries %d keys %d heads %d/%d x %d%s%s scale %g %s", set->n, (int)queries, (int)keys,
+                    (int)s->heads, (int)s->kv_heads, (int)s->head_dim, s->gap ? " strided" : "", s->gathered ? " gathered" : "",
+                    s->scale, dllm_trial_kind_name(kind));
     t.run = run;
     t.heads = t.config.heads = s->heads;
     t.kv_heads = t.config.kv_heads = s->kv_heads;

@@ -10,9 +10,10 @@ typedef struct {
     double scale;
 } shape;
 static const shape shapes[] = {
-    { 0, 16, 0, false, 1 },  { 0, 16, 3, true, 1 },    { 1, 1, 0, false, 1 },    { 1, 64, 0, true, 1 },   { 2, 7, 1, false, 1 },
-    { 3, 8, 0, true, 1e-4 }, { 5, 31, 4, true, 1 },    { 7, 33, 0, false, 100 }, { 6, 129, 7, true, 10 }, { 4, 1000, 24, false, 1 },
-    { 17, 96, 0, true, 1 },  { 40, 2049, 3, true, 1 }, { 3, 40, 8, true, 1e-6 }, { 33, 16, 0, false, 1 }, { 512, 4096, 0, false, 1 },
+    { 0, 16, 0, false, 1 },   { 0, 16, 3, true, 1 },     { 1, 1, 0, false, 1 },      { 1, 64, 0, true, 1 },
+    { 2, 7, 1, false, 1 },    { 3, 8, 0, true, 1e-4 },   { 5, 31, 4, true, 1 },      { 7, 33, 0, false, 100 },
+    { 6, 129, 7, true, 10 },  { 4, 1000, 24, false, 1 }, { 17, 96, 0, true, 1 },     { 40, 2049, 3, true, 1 },
+    { 3, 40, 8, true, 1e-6 }, { 33, 16, 0, false, 1 },   { 512, 4096, 0, false, 1 },
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -20,8 +21,8 @@ static int n_shapes(const dllm_checker *k) { return dllm_trial_timing(k) ? N_SHA
 
 static void name(dllm_trial *t, const shape *s, dllm_trial_kind a, dllm_trial_kind b)
 {
-    dllm_trial_name(t, "n %d cols %d%s%s scale %g %s %s", (int)s->n, (int)s->cols, s->gap ? " strided" : "", s->gathered ? " gathered" : "",
-                    s->scale, dllm_trial_kind_name(a), dllm_trial_kind_name(b));
+    dllm_trial_name(t, "n %d cols %d%s%s scale %g %s %s", (int)s->n, (int)s->cols, s->gap ? " strided" : "",
+                    s->gathered ? " gathered" : "", s->scale, dllm_trial_kind_name(a), dllm_trial_kind_name(b));
 }
 
 /* A matrix with room for the rows of the trial and three more. */
@@ -40,13 +41,13 @@ static void place(dllm_trial *t, const shape *s, int one, int other)
     }
 }
 
-/* ---- embed ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- embed ------------------------------------------------------------------------------------------------------------------ */
 enum { EMBED_TABLE, EMBED_IDS, EMBED_X };
 
 static void run_embed(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
 {
-    d->ops->embed(d, dllm_trial_mat(t, EMBED_X, at, 0), dllm_trial_rows(t, EMBED_X, at, first, n), dllm_trial_mat(t, EMBED_TABLE, at, 0),
-                  at[EMBED_IDS]);
+    d->ops->embed(d, dllm_trial_mat(t, EMBED_X, at, 0), dllm_trial_rows(t, EMBED_X, at, first, n),
+                  dllm_trial_mat(t, EMBED_TABLE, at, 0), at[EMBED_IDS]);
 }
 
 static void embed_case(dllm_checker *k, const shape *s, dllm_trial_kind x, dllm_trial_kind table)
@@ -72,13 +73,14 @@ void dllm_check_embed(dllm_checker *k)
     }
 }
 
-/* ---- rmsnorm --------------------------------------------------------------------------------------------------------------------- */
+/* ---- rmsnorm ---------------------------------------------------------------------------------------------------------------- */
 enum { NORM_X, NORM_W, NORM_OUT };
 
 static void run_rmsnorm(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
 {
-    d->ops->rmsnorm(d, dllm_trial_mat(t, NORM_OUT, at, 0), dllm_trial_rows(t, NORM_OUT, at, first, n), dllm_trial_mat(t, NORM_X, at, 0),
-                    dllm_trial_rows(t, NORM_X, at, first, n), dllm_trial_mat(t, NORM_W, at, 0), t->scalar);
+    d->ops->rmsnorm(d, dllm_trial_mat(t, NORM_OUT, at, 0), dllm_trial_rows(t, NORM_OUT, at, first, n),
+                    dllm_trial_mat(t, NORM_X, at, 0), dllm_trial_rows(t, NORM_X, at, first, n), dllm_trial_mat(t, NORM_W, at, 0),
+                    t->scalar);
 }
 
 static void rmsnorm_case(dllm_checker *k, const shape *s, dllm_trial_kind x, dllm_trial_kind w)
@@ -105,7 +107,7 @@ void dllm_check_rmsnorm(dllm_checker *k)
     }
 }
 
-/* ---- swiglu, add, guide ------------------------------------------------------------------------------------------------------------ */
+/* ---- swiglu, add, guide ----------------------------------------------------------------------------------------------------- */
 enum { PAIR_A, PAIR_B, PAIR_OUT };
 
 static void run_swiglu(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
@@ -184,12 +186,13 @@ void dllm_check_guide(dllm_checker *k)
         add_matrix(&t, TRIAL_IN, TRIAL_F32, s);
         dllm_trial_fill(&t, PAIR_A, s->scale);
         dllm_trial_fill(&t, PAIR_B, s->scale);
-        for (int32_t r = 0; r < s->n; r++) dllm_trial_slack(&t, PAIR_A, r, 100 * s->scale * dllm_trial_epsilon(TRIAL_F32)); /* fused or not */
+        for (int32_t r = 0; r < s->n; r++)
+            dllm_trial_slack(&t, PAIR_A, r, 100 * s->scale * dllm_trial_epsilon(TRIAL_F32)); /* fused or not */
         dllm_trial_end(&t);
     }
 }
 
-/* ---- rope -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- rope ------------------------------------------------------------------------------------------------------------------- */
 enum { ROPE_X, ROPE_COS, ROPE_SIN };
 
 static void run_rope(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
@@ -225,7 +228,8 @@ static void rope_case(dllm_checker *k, const shape *s, int32_t head_dim, dllm_tr
     place(&t, s, ROPE_X, ROPE_COS);
     dllm_trial_fill(&t, ROPE_X, s->scale);
     fill_angles(&t, round_products ? kind : TRIAL_F32);
-    for (int32_t r = 0; r < s->n; r++) dllm_trial_slack(&t, ROPE_X, r, 10 * s->scale * dllm_trial_epsilon(TRIAL_F32)); /* fused or not */
+    for (int32_t r = 0; r < s->n; r++)
+        dllm_trial_slack(&t, ROPE_X, r, 10 * s->scale * dllm_trial_epsilon(TRIAL_F32)); /* fused or not */
     dllm_trial_end(&t);
 }
 

@@ -1,5 +1,4 @@
 /* Cases of the kernels that read logits: predict and nll. */
-#include <float.h>
 #include <math.h>
 
 #include "../../csrc/rng.h"
@@ -12,7 +11,8 @@ typedef enum { PLAIN, TIES, PEAKED, FLAT, N_LOOKS } look; /* of the logits */
 typedef struct {
     int32_t n, vocab, gap;
 } shape;
-static const shape shapes[] = { { 0, 8, 0 }, { 1, 1, 0 }, { 2, 5, 1 }, { 3, 17, 0 }, { 7, 100, 3 }, { 5, 1000, 0 }, { 2, 5003, 0 }, { 32, 126464, 0 } };
+static const shape shapes[] = { { 0, 8, 0 },   { 1, 1, 0 },    { 2, 5, 1 },    { 3, 17, 0 },
+                                { 7, 100, 3 }, { 5, 1000, 0 }, { 2, 5003, 0 }, { 32, 126464, 0 } };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
 /* A way to draw and score */
@@ -58,7 +58,9 @@ static double lot(const dllm_trial *t, int32_t i, int32_t token)
     const dllm_trial_array *keys = &t->array[SAMPLE_KEYS];
     uint32_t w[4];
     if (!t->flag) dllm_random(w, (const dllm_key *)(keys->image + keys->start) + i, DLLM_USE_TOKEN, (uint32_t)(token / per_block));
-    if (t->how.gumbel) return z - temperature * log(-log(t->flag ? dllm_trial_get(t, SAMPLE_NOISE, noise_row, token) : dllm_uniform_of(w[2 * at], w[2 * at + 1])));
+    if (t->how.gumbel)
+        return z - temperature * log(-log(t->flag ? dllm_trial_get(t, SAMPLE_NOISE, noise_row, token)
+                                                  : dllm_uniform_of(w[2 * at], w[2 * at + 1])));
     return z / temperature - log(t->flag ? dllm_trial_get(t, SAMPLE_NOISE, noise_row, token) : (double)dllm_exponential_of(w[at]));
 }
 
@@ -78,7 +80,8 @@ static void fill_logits(dllm_trial *t, look l)
     static const double scales[N_LOOKS] = { 3, 1, 40, 1e-3 };
     dllm_trial_fill(t, SAMPLE_LOGITS, scales[l]);
     for (int64_t r = 0; l == TIES && r < a->rows; r++) {
-        for (int64_t c = 0; c < a->cols; c++) dllm_trial_set(t, SAMPLE_LOGITS, r, c, floor(2 * dllm_trial_get(t, SAMPLE_LOGITS, r, c)) / 2);
+        for (int64_t c = 0; c < a->cols; c++)
+            dllm_trial_set(t, SAMPLE_LOGITS, r, c, floor(2 * dllm_trial_get(t, SAMPLE_LOGITS, r, c)) / 2);
     }
 }
 
@@ -98,7 +101,8 @@ static void fill_keys(dllm_trial *t)
 {
     const dllm_trial_array *a = &t->array[SAMPLE_KEYS];
     for (int32_t i = 0; a->image && i < t->rows; i++)
-        ((dllm_key *)(a->image + a->start))[i] = (dllm_key){ (uint64_t)dllm_trial_below(t->checker, 1000), (uint64_t)i, 3, (uint32_t)(5 * i) };
+        ((dllm_key *)(a->image + a->start))[i] =
+            (dllm_key){ (uint64_t)dllm_trial_below(t->checker, 1000), (uint64_t)i, 3, (uint32_t)(5 * i) };
 }
 
 /* Tokens that may not be drawn, or not be scored; the greatest logits among them, or the case would tell nothing. */
@@ -127,7 +131,9 @@ static void predict_case(dllm_checker *k, const shape *s, const way *w, look l)
     t.flag = w->recorded;
     t.tolerance = 6; /* float32 sums of many exponentials, seen: 3.6 */
     t.config.vocab = s->vocab;
-    t.how = (dllm_sampling){ .score = w->score, .gumbel = w->gumbel, .temperature = w->temperature, .top_p = w->top_p, .top_k = w->top_k };
+    t.how = (dllm_sampling){
+        .score = w->score, .gumbel = w->gumbel, .temperature = w->temperature, .top_p = w->top_p, .top_k = w->top_k
+    };
     dllm_trial_add(&t, TRIAL_SPENT, TRIAL_F32, s->n + 1, s->vocab, s->vocab + s->gap);
     dllm_trial_add(&t, TRIAL_OUT, TRIAL_I32, s->n + 1, 1, 0);
     dllm_trial_add(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1, 0);
@@ -139,7 +145,8 @@ static void predict_case(dllm_checker *k, const shape *s, const way *w, look l)
     fill_noise(&t);
     fill_keys(&t);
     choose_tokens(&t, w, s->vocab);
-    for (int32_t i = 0; i < s->n; i++) dllm_trial_slack(&t, SAMPLE_SCORE, i, dllm_trial_epsilon(TRIAL_F32)); /* differences, logarithms near 0 */
+    for (int32_t i = 0; i < s->n; i++)
+        dllm_trial_slack(&t, SAMPLE_SCORE, i, dllm_trial_epsilon(TRIAL_F32)); /* differences, logarithms near 0 */
     dllm_trial_end(&t);
 }
 
@@ -151,12 +158,13 @@ void dllm_check_predict(dllm_checker *k)
     for (int j = 0; dllm_trial_timing(k) && j < N_WAYS; j++) predict_case(k, &shapes[N_SHAPES - 1], &ways[j], PLAIN);
 }
 
-/* ---- nll --------------------------------------------------------------------------------------------------------------------------- */
+/* ---- nll -------------------------------------------------------------------------------------------------------------------- */
 enum { NLL_LOGITS, NLL_TARGET, NLL_OUT };
 
 static void run_nll(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
 {
-    d->ops->nll(d, (float *)at[NLL_OUT] + first, dllm_trial_mat(t, NLL_LOGITS, at, first), (const int32_t *)at[NLL_TARGET] + first, n);
+    d->ops->nll(d, (float *)at[NLL_OUT] + first, dllm_trial_mat(t, NLL_LOGITS, at, first), (const int32_t *)at[NLL_TARGET] + first,
+                n);
 }
 
 void dllm_check_nll(dllm_checker *k)

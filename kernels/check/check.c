@@ -35,7 +35,7 @@ typedef struct {
     const char *why;      /* what went wrong besides numbers, or NULL */
 } outcome;
 
-/* ---- random numbers of the harness: xorshift64* ---------------------------------------------------------------------------------- */
+/* ---- random numbers of the harness: xorshift64* ----------------------------------------------------------------------------- */
 static uint64_t next(dllm_checker *k)
 {
     k->random ^= k->random >> 12;
@@ -50,7 +50,7 @@ int32_t dllm_trial_below(dllm_checker *k, int32_t n) { return (int32_t)(dllm_tri
 
 bool dllm_trial_timing(const dllm_checker *k) { return k->timing; }
 
-/* ---- sides ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- sides ------------------------------------------------------------------------------------------------------------------ */
 static void close_side(side *s, int n_arrays)
 {
     const dllm_ops *ops = s->device.ops;
@@ -112,7 +112,7 @@ static outcome run(side *s, const dllm_trial *t, int threads, int32_t first, int
     return o;
 }
 
-/* ---- judging --------------------------------------------------------------------------------------------------------------------- */
+/* ---- judging ---------------------------------------------------------------------------------------------------------------- */
 static size_t element_size(const dllm_trial_array *a)
 {
     return a->kind == TRIAL_F64 ? 8 : a->kind == TRIAL_F32 || a->kind == TRIAL_I32 ? 4 : 2;
@@ -142,7 +142,8 @@ static const char *check_untouched(const dllm_trial *t, const outcome *o, int32_
 {
     for (int i = 0; i < t->n_arrays; i++) {
         if (t->array[i].role == TRIAL_WORK) continue;
-        if (!untouched(t, i, o, first, n)) return t->array[i].role == TRIAL_IN ? "changed an input" : "wrote where it was not asked to";
+        if (!untouched(t, i, o, first, n))
+            return t->array[i].role == TRIAL_IN ? "changed an input" : "wrote where it was not asked to";
     }
     return NULL;
 }
@@ -152,7 +153,8 @@ static double read(const dllm_trial_array *a, const void *row, int64_t col)
     return a->kind == TRIAL_I32 ? (double)((const int32_t *)row)[col] : (double)dllm_get(row, (dllm_dtype)a->kind, col);
 }
 
-/* The difference in epsilons of a value of that size, the slack added; the smallest positive number of the dtype counts as nothing. */
+/* The difference in epsilons of a value of that size, the slack added; the smallest positive number of the dtype counts as nothing.
+ * */
 static double error_of(const dllm_trial_array *a, double want, double got, double slack)
 {
     if (want == got || (isnan(want) && isnan(got))) return 0;
@@ -169,7 +171,8 @@ static double row_error(const dllm_trial *t, const outcome *want, const outcome 
         const dllm_trial_array *a = &t->array[k];
         if (a->role != TRIAL_OUT) continue;
         const void *w = row_of(t, k, want->array[k], i), *g = row_of(t, k, got->array[k], i);
-        for (int64_t c = 0; c < a->cols; c++) worst = fmax(worst, error_of(a, read(a, w, c), read(a, g, c), a->slack ? a->slack[i] : 0));
+        for (int64_t c = 0; c < a->cols; c++)
+            worst = fmax(worst, error_of(a, read(a, w, c), read(a, g, c), a->slack ? a->slack[i] : 0));
     }
     return worst;
 }
@@ -207,13 +210,14 @@ static const char *check_company(side *s, const dllm_trial *t, int threads, cons
         outcome o = run(s, t, p == 3 ? threads : 1, first, count);
         why = o.why;
         if (!why) why = check_untouched(t, &o, first, count);
-        if (!why && !same_rows(t, whole, &o, first, count)) why = p ? "a row depends on its company" : "a row depends on the number of threads";
+        if (!why && !same_rows(t, whole, &o, first, count))
+            why = p ? "a row depends on its company" : "a row depends on the number of threads";
         free_outcome(&o, t->n_arrays);
     }
     return why;
 }
 
-/* ---- timing and reporting ---------------------------------------------------------------------------------------------------------- */
+/* ---- timing and reporting --------------------------------------------------------------------------------------------------- */
 static double now(void)
 {
     struct timespec t;
@@ -299,7 +303,7 @@ void dllm_trial_end(dllm_trial *t)
     finish(t);
 }
 
-/* ---- every kernel has its cases ------------------------------------------------------------------------------------------------------ */
+/* ---- every kernel has its cases --------------------------------------------------------------------------------------------- */
 typedef struct {
     const char *name;
     size_t member;
@@ -308,11 +312,12 @@ typedef struct {
 
 #define KERNEL(name) { #name, offsetof(dllm_ops, name), dllm_check_##name }
 static const kernel kernels[] = {
-    KERNEL(embed), KERNEL(rmsnorm), KERNEL(linear), KERNEL(rope), KERNEL(attend),
-    KERNEL(swiglu), KERNEL(add), KERNEL(guide), KERNEL(predict), KERNEL(nll),
+    KERNEL(embed),  KERNEL(rmsnorm), KERNEL(linear), KERNEL(rope),    KERNEL(attend),
+    KERNEL(swiglu), KERNEL(add),     KERNEL(guide),  KERNEL(predict), KERNEL(nll),
 };
 enum { N_KERNELS = sizeof kernels / sizeof *kernels, MEMBER = sizeof(void (*)(void)) };
-_Static_assert(N_KERNELS * MEMBER + offsetof(dllm_ops, scratch) + MEMBER == sizeof(dllm_ops), "a kernel of dllm_ops has no cases here");
+_Static_assert(N_KERNELS *MEMBER + offsetof(dllm_ops, scratch) + MEMBER == sizeof(dllm_ops),
+               "a kernel of dllm_ops has no cases here");
 
 int dllm_check(const dllm_ops *ops, const char *kernel_name, uint64_t seed, bool timing, int threads,
                void (*report)(void *arg, const dllm_check_result *result), void *arg)

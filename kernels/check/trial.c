@@ -24,7 +24,8 @@ static void paint(unsigned char *p, size_t n)
 int dllm_trial_add(dllm_trial *t, dllm_trial_role role, dllm_trial_kind kind, int64_t rows, int64_t cols, int64_t stride)
 {
     dllm_trial_array *a = &t->array[t->n_arrays];
-    *a = (dllm_trial_array){ .kind = kind, .role = role, .rows = rows, .cols = cols, .stride = stride ? stride : cols, .order = -1 };
+    *a =
+        (dllm_trial_array){ .kind = kind, .role = role, .rows = rows, .cols = cols, .stride = stride ? stride : cols, .order = -1 };
     const size_t shift = kind <= TRIAL_F16 && dllm_trial_below(t->checker, 2) ? 1 + (size_t)dllm_trial_below(t->checker, 7) : 0;
     const size_t body = (size_t)(rows * a->stride) * size_of(kind);
     a->start = GUARD + shift * size_of(kind);
@@ -95,7 +96,7 @@ double dllm_trial_norm(const dllm_trial *t, int array, int64_t row)
     return sqrt(longest);
 }
 
-/* ---- row sets ------------------------------------------------------------------------------------------------------------------ */
+/* ---- row sets --------------------------------------------------------------------------------------------------------------- */
 void dllm_trial_gather(dllm_trial *t, int array)
 {
     const int32_t n = (int32_t)t->array[array].rows;

@@ -1,11 +1,18 @@
-/* trial.h: what a case is made of. A trial holds arrays, as every run finds them, and a function that calls the kernel on them; trial.c
- * runs it on the tested table and on the twin and compares. Files cases_*.c make the trials. */
+/* trial.h: what a case is made of. A trial holds arrays, as every run finds them, and a function that calls the kernel on them;
+ * trial.c runs it on the tested table and on the twin and compares. Files cases_*.c make the trials. */
 #ifndef DLLM_TRIAL_H
 #define DLLM_TRIAL_H
 #include "../bits.h"
 #include "check.h"
 
-typedef enum { TRIAL_F32 = DLLM_F32, TRIAL_BF16 = DLLM_BF16, TRIAL_F16 = DLLM_F16, TRIAL_I32, TRIAL_F64, TRIAL_KEY } dllm_trial_kind;
+typedef enum {
+    TRIAL_F32 = DLLM_F32,
+    TRIAL_BF16 = DLLM_BF16,
+    TRIAL_F16 = DLLM_F16,
+    TRIAL_I32,
+    TRIAL_F64,
+    TRIAL_KEY
+} dllm_trial_kind;
 
 typedef enum {
     TRIAL_IN,    /* must not change */
@@ -22,7 +29,7 @@ typedef struct {
     unsigned char *image;       /* guard, rows, guard; NULL: out of memory */
     int order;                  /* array of row numbers, or -1: row i of the trial is row first + i here */
     int32_t first;
-    double *slack;              /* outputs: what is added to an epsilon of the value, in row i of the trial */
+    double *slack; /* outputs: what is added to an epsilon of the value, in row i of the trial */
 } dllm_trial_array;
 
 typedef struct dllm_checker dllm_checker;
@@ -50,7 +57,8 @@ struct dllm_trial {
     dllm_sampling how;
 };
 
-/* A trial of `kernel` with room for a printed name; then arrays, contents, and dllm_trial_end, which runs it and frees everything. */
+/* A trial of `kernel` with room for a printed name; then arrays, contents, and dllm_trial_end, which runs it and frees everything.
+ * */
 void dllm_trial_begin(dllm_checker *k, dllm_trial *t, const char *kernel, int32_t rows);
 __attribute__((format(printf, 2, 3))) void dllm_trial_name(dllm_trial *t, const char *format, ...);
 void dllm_trial_end(dllm_trial *t);
@@ -69,16 +77,20 @@ void dllm_trial_fill(dllm_trial *t, int array, double scale); /* about normal, o
 /* Euclidean length of a row, or of the longest row for row < 0. */
 double dllm_trial_norm(const dllm_trial *t, int array, int64_t row);
 
-double dllm_trial_uniform(dllm_checker *k);             /* [0, 1) */
-int32_t dllm_trial_below(dllm_checker *k, int32_t n);   /* 0 ... n - 1 */
-double dllm_trial_epsilon(dllm_trial_kind kind);        /* the distance from 1 to the next number */
+double dllm_trial_uniform(dllm_checker *k);           /* [0, 1) */
+int32_t dllm_trial_below(dllm_checker *k, int32_t n); /* 0 ... n - 1 */
+double dllm_trial_epsilon(dllm_trial_kind kind);      /* the distance from 1 to the next number */
 
-/* For run(): array i as a kernel gets it, from row `first` of it on; and the row set of rows [first, first + n) of the trial in it. */
+/* For run(): array i as a kernel gets it, from row `first` of it on; and the row set of rows [first, first + n) of the trial in it.
+ * */
 dllm_mat dllm_trial_mat(const dllm_trial *t, int array, void *const *at, int32_t first);
 dllm_rows dllm_trial_rows(const dllm_trial *t, int array, void *const *at, int32_t first, int32_t n);
 
 static const dllm_trial_kind dllm_trial_floats[3] = { TRIAL_F32, TRIAL_BF16, TRIAL_F16 };
-static inline const char *dllm_trial_kind_name(dllm_trial_kind k) { return k == TRIAL_F32 ? "f32" : k == TRIAL_BF16 ? "bf16" : "f16"; }
+static inline const char *dllm_trial_kind_name(dllm_trial_kind k)
+{
+    return k == TRIAL_F32 ? "f32" : k == TRIAL_BF16 ? "bf16" : "f16";
+}
 
 void dllm_check_embed(dllm_checker *k);
 void dllm_check_rmsnorm(dllm_checker *k);

@@ -30,7 +30,7 @@ static void run_task(void *arg, int task, int thread)
     int64_t left = task;
     for (; left >= parts_of(a, s) * a->kv_heads; s++) left -= parts_of(a, s) * a->kv_heads;
     const int64_t parts = parts_of(a, s), lanes = (int64_t)s->n_q * a->group;
-    struct part p = {.span = *s, .kv_head = (int32_t)(left / parts), .first = left % parts * a->lanes_a_task};
+    struct part p = { .span = *s, .kv_head = (int32_t)(left / parts), .first = left % parts * a->lanes_a_task };
     p.n = lanes - p.first < a->lanes_a_task ? lanes - p.first : a->lanes_a_task;
     if (s->n_keys == 0) clear_lanes(a, &p);
     else job->way->run(a, &p, (char *)a->d->scratch + (size_t)thread * a->own_bytes);
@@ -63,34 +63,35 @@ static void attend(struct attention *a, const struct attention_way *way)
     a->own_bytes = way->scratch(most_keys(a), a->head_dim);
     while (threads > 1 && a->own_bytes * (size_t)threads > d->scratch_bytes) threads--;
     if (a->own_bytes > d->scratch_bytes) {
-        if (!d->failed) snprintf(d->why, sizeof d->why, "attention needs %zu bytes of scratch, there are %zu", a->own_bytes, d->scratch_bytes);
+        if (!d->failed)
+            snprintf(d->why, sizeof d->why, "attention needs %zu bytes of scratch, there are %zu", a->own_bytes, d->scratch_bytes);
         if (!d->failed) d->failed = DLLM_E_MEMORY;
         return;
     }
     a->lanes_a_task = choose_part(a, threads);
     int64_t tasks = 0;
     for (int i = 0; i < a->n_spans; i++) tasks += parts_of(a, &a->spans[i]) * a->kv_heads;
-    dllm_parallel(threads, (int)tasks, run_task, &(struct job){a, way});
+    dllm_parallel(threads, (int)tasks, run_task, &(struct job){ a, way });
 }
 
-static struct attention arguments(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
-                                  int n_spans, int32_t heads, int32_t kv_heads)
+static struct attention arguments(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v,
+                                  const dllm_span *spans, int n_spans, int32_t heads, int32_t kv_heads)
 {
-    struct attention a = {d, out, out_rows, q, k, v, spans, n_spans, heads, kv_heads, .head_dim = (int32_t)(q.cols / heads)};
+    struct attention a = { d, out, out_rows, q, k, v, spans, n_spans, heads, kv_heads, .head_dim = (int32_t)(q.cols / heads) };
     a.group = heads / kv_heads;
     a.scale = (float)(1.4426950408889634 / sqrt(a.head_dim));
     return a;
 }
 
-static void attend_avx2(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
-                        int n_spans, int32_t heads, int32_t kv_heads)
+static void attend_avx2(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v,
+                        const dllm_span *spans, int n_spans, int32_t heads, int32_t kv_heads)
 {
     struct attention a = arguments(d, out, out_rows, q, k, v, spans, n_spans, heads, kv_heads);
     attend(&a, &dllm_attention_avx2);
 }
 
-static void attend_avx512f(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
-                           int n_spans, int32_t heads, int32_t kv_heads)
+static void attend_avx512f(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v,
+                           const dllm_span *spans, int n_spans, int32_t heads, int32_t kv_heads)
 {
     struct attention a = arguments(d, out, out_rows, q, k, v, spans, n_spans, heads, kv_heads);
     attend(&a, &dllm_attention_avx512f);
@@ -98,7 +99,8 @@ static void attend_avx512f(dllm_device *d, dllm_mat out, dllm_rows out_rows, dll
 
 static bool fits_tiles(const struct attention *a)
 {
-    return a->head_dim % 32 == 0 && a->q.dtype == DLLM_BF16 && a->k.dtype == DLLM_BF16 && a->v.dtype == DLLM_BF16 && a->out.dtype == DLLM_BF16;
+    return a->head_dim % 32 == 0 && a->q.dtype == DLLM_BF16 && a->k.dtype == DLLM_BF16 && a->v.dtype == DLLM_BF16 &&
+           a->out.dtype == DLLM_BF16;
 }
 
 static void attend_amx(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,

@@ -1,5 +1,5 @@
-/* attention.h: how attention is cut. A lane is one query head of one query row; the lanes of a span that read the same k/v head make rows of
- * a matrix, which tasks take in parts. A lane's result depends neither on its part nor on its neighbours in it. */
+/* attention.h: how attention is cut. A lane is one query head of one query row; the lanes of a span that read the same k/v head
+ * make rows of a matrix, which tasks take in parts. A lane's result depends neither on its part nor on its neighbours in it. */
 #ifndef DLLM_X86_ATTENTION_H
 #define DLLM_X86_ATTENTION_H
 #include "x86.h"
@@ -15,8 +15,8 @@ struct attention {
     int n_spans;
     int32_t heads, kv_heads, head_dim, group; /* group: query heads of one k/v head */
     int64_t lanes_a_task;
-    float scale;         /* of a score, and from powers of e to powers of 2 */
-    size_t own_bytes;    /* of scratch, a thread's */
+    float scale;      /* of a score, and from powers of e to powers of 2 */
+    size_t own_bytes; /* of scratch, a thread's */
 };
 
 /* What a task does: lanes [first, first + n) of one k/v head of one span. */
@@ -45,7 +45,8 @@ static inline char *head_at(dllm_mat m, int64_t row, int64_t head, int64_t head_
 /* Lane i of a part: its query head, and where its result goes. */
 static inline const char *lane_query(const struct attention *a, const struct part *p, int64_t i)
 {
-    return head_at(a->q, p->span.q_first + (p->first + i) / a->group, p->kv_head * a->group + (p->first + i) % a->group, a->head_dim);
+    return head_at(a->q, p->span.q_first + (p->first + i) / a->group, p->kv_head * a->group + (p->first + i) % a->group,
+                   a->head_dim);
 }
 
 static inline char *lane_out(const struct attention *a, const struct part *p, int64_t i)

@@ -1,10 +1,10 @@
 /* Attention of bfloat16 on the AMX unit, for head sizes that are multiples of 32.
  *
- * Scores come out turned, S^T = K Q^T: keys are the rows of A as they lie, and of Q^T, packed once in channel pairs, each tile of B serves all
- * keys. A vector then holds one key's scores for 16 lanes, so softmax needs nothing across a vector, and the lanes share no arithmetic.
- * Pairs of weights are turned back, as rows of A, and meet V in key pairs, out = P V. Two tiles by two make a step: 32 lanes with 32 keys or
- * 32 channels. Keys and values are copied first: as they lie, rows are so many bytes apart that they crowd one set of the cache, and a tile row
- * that straddles two of its lines costs six times the load. */
+ * Scores come out turned, S^T = K Q^T: keys are the rows of A as they lie, and of Q^T, packed once in channel pairs, each tile of B
+ * serves all keys. A vector then holds one key's scores for 16 lanes, so softmax needs nothing across a vector, and the lanes share
+ * no arithmetic. Pairs of weights are turned back, as rows of A, and meet V in key pairs, out = P V. Two tiles by two make a step:
+ * 32 lanes with 32 keys or 32 channels. Keys and values are copied first: as they lie, rows are so many bytes apart that they crowd
+ * one set of the cache, and a tile row that straddles two of its lines costs six times the load. */
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
 #define LANES 16
@@ -44,7 +44,7 @@ static void configure(void)
         uint8_t palette, start_row, reserved[14];
         uint16_t bytes[16];
         uint8_t rows[16];
-    } whole = {.palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+    } whole = { .palette = 1, .bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { 16, 16, 16, 16, 16, 16, 16, 16 } };
     _tile_loadconfig(&whole);
 }
 
@@ -59,7 +59,7 @@ VEC void zero_tiles(void)
     _tile_zero(3);
 }
 
-/* ---- packing ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- packing ---------------------------------------------------------------------------------------------------------------- */
 static void pack_queries(struct work *w)
 {
     for (int64_t i = 0; i < w->n; i++) {
@@ -97,8 +97,8 @@ static void pack_keys(const struct work *w)
     }
 }
 
-/* Two keys at a time: low words from one, high words from the other. Unpacking works within quarters of a vector, so of 32 channels the
- * first tile holds 0-3, 8-11, 16-19, 24-27, and the second tile the others. */
+/* Two keys at a time: low words from one, high words from the other. Unpacking works within quarters of a vector, so of 32 channels
+ * the first tile holds 0-3, 8-11, 16-19, 24-27, and the second tile the others. */
 static void pack_values(const struct work *w)
 {
     const int64_t step = w->a->v.stride * 2;
@@ -116,11 +116,11 @@ static void pack_values(const struct work *w)
     }
 }
 
-/* ---- the three passes -------------------------------------------------------------------------------------------------------------- */
+/* ---- the three passes ------------------------------------------------------------------------------------------------------- */
 /* The greatest of 32 keys' scores and of what was the greatest before, for 16 lanes. */
 VEC __m512 highest(const float *s, __m512 before)
 {
-    __m512 m[4] = {before, before, before, before};
+    __m512 m[4] = { before, before, before, before };
 #pragma GCC unroll 32
     for (int i = 0; i < EDGE; i++) m[i % 4] = _mm512_max_ps(m[i % 4], _mm512_load_ps(s + i * 16));
     return _mm512_max_ps(_mm512_max_ps(m[0], m[1]), _mm512_max_ps(m[2], m[3]));
@@ -174,8 +174,8 @@ VEC void score(struct work *w, const bool wide)
 /* Two keys' weights of 16 lanes as bfloat16 pairs. */
 VEC __m512i pair(__m512 even, __m512 odd)
 {
-    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
-                                                3, 18, 2, 17, 1, 16, 0);
+    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                                20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
 
@@ -185,7 +185,7 @@ static void soften(struct work *w, int64_t half)
     float *s = w->scores + half * w->blocks * EDGE * 16;
     const __m512 scale = _mm512_set1_ps(w->a->scale);
     const __m512 shift = _mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), w->highest[half]), scale);
-    __m512 total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    __m512 total[2] = { _mm512_setzero_ps(), _mm512_setzero_ps() };
     char *to = w->weights + half * w->blocks * TILE;
     for (int64_t b = 0; b < w->blocks; b++, s += EDGE * 16, to += TILE) {
         __m512i r[16];
@@ -207,14 +207,13 @@ static void soften(struct work *w, int64_t half)
 /* Divides, rounds, and puts 32 channels in order. */
 static void store_group(const struct work *w, int64_t group)
 {
-    const __m512i order = _mm512_set_epi16(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8, 23, 22, 21, 20, 7, 6, 5, 4, 19, 18,
-                                           17, 16, 3, 2, 1, 0);
+    const __m512i order = _mm512_set_epi16(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8, 23, 22, 21, 20, 7, 6, 5, 4,
+                                           19, 18, 17, 16, 3, 2, 1, 0);
     for (int64_t i = 0; i < w->n; i++) {
         const float *sums = w->sums + i / 16 * 512 + i % 16 * 16;
         const __m512 share = _mm512_set1_ps(w->share[i]);
         const __m512 lower = _mm512_mul_ps(_mm512_load_ps(sums), share), upper = _mm512_mul_ps(_mm512_load_ps(sums + 256), share);
-        _mm512_storeu_si512(w->out[i] + group * 64,
-                            _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(upper, lower)));
+        _mm512_storeu_si512(w->out[i] + group * 64, _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(upper, lower)));
     }
 }
 
@@ -248,7 +247,7 @@ VEC void sum_values(const struct work *w, const bool wide)
 
 static void run(const struct attention *a, const struct part *p, char *memory)
 {
-    struct work w = {.a = a, .p = p, .keys = p->span.n_keys, .groups = a->head_dim / EDGE, .queries = memory};
+    struct work w = { .a = a, .p = p, .keys = p->span.n_keys, .groups = a->head_dim / EDGE, .queries = memory };
     const bool once = p->n <= EDGE; /* the values may then take the place of the keys, which keeps more of it in the cache */
     w.blocks = round_up(w.keys, EDGE) / EDGE;
     w.k = w.queries + w.groups * PAIR;
@@ -271,5 +270,5 @@ static void run(const struct attention *a, const struct part *p, char *memory)
     _tile_release();
 }
 
-const struct attention_way dllm_attention_amx = {run, scratch};
+const struct attention_way dllm_attention_amx = { run, scratch };
 #endif

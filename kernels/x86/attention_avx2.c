@@ -4,5 +4,5 @@
 #define LANES 8
 #include "attention_body.h"
 
-const struct attention_way dllm_attention_avx2 = {run, scratch};
+const struct attention_way dllm_attention_avx2 = { run, scratch };
 #endif

@@ -4,5 +4,5 @@
 #define LANES 16
 #include "attention_body.h"
 
-const struct attention_way dllm_attention_avx512f = {run, scratch};
+const struct attention_way dllm_attention_avx512f = { run, scratch };
 #endif

@@ -1,5 +1,6 @@
-/* attention_body.h: attention of any dtype and head size through float32, for the vectors that simd.h gives. 32 lanes at a time: all their
- * scores, softmax, then the values. Keys are turned once for all lanes, so that a vector holds one channel of as many keys. */
+/* attention_body.h: attention of any dtype and head size through float32, for the vectors that simd.h gives. 32 lanes at a time:
+ * all their scores, softmax, then the values. Keys are turned once for all lanes, so that a vector holds one channel of as many
+ * keys. */
 #include <math.h>
 
 #include "attention.h"
@@ -10,17 +11,18 @@ enum { BLOCK = 2 * LANES }; /* keys or channels that a tile does at once */
 struct work {
     const struct attention *a;
     const struct part *p;
-    int64_t first, n;          /* lanes of the part */
+    int64_t first, n; /* lanes of the part */
     int64_t keys, padded, dim;
-    float *scores;             /* [32][padded]; then weights */
-    float *queries;            /* [32][dim] */
-    float *block;              /* [dim][BLOCK], of keys */
+    float *scores;  /* [32][padded]; then weights */
+    float *queries; /* [32][dim] */
+    float *block;   /* [dim][BLOCK], of keys */
     float totals[ATTENTION_LANES];
 };
 
 static size_t scratch(int64_t keys, int64_t head_dim)
 {
-    return (size_t)round_up(ATTENTION_LANES * (round_up(keys, BLOCK) + head_dim) + round_up(head_dim, LANES) * BLOCK, 16) * sizeof(float);
+    return (size_t)round_up(ATTENTION_LANES * (round_up(keys, BLOCK) + head_dim) + round_up(head_dim, LANES) * BLOCK, 16) *
+           sizeof(float);
 }
 
 /* BLOCK keys from `first` on; those past the end are zeros. */
@@ -154,7 +156,7 @@ static void attend_lanes(struct work *w)
 
 static void run(const struct attention *a, const struct part *p, char *memory)
 {
-    struct work w = {.a = a, .p = p, .keys = p->span.n_keys, .dim = a->head_dim, .block = (float *)(void *)memory};
+    struct work w = { .a = a, .p = p, .keys = p->span.n_keys, .dim = a->head_dim, .block = (float *)(void *)memory };
     w.padded = round_up(w.keys, BLOCK);
     w.scores = w.block + round_up(w.dim, LANES) * BLOCK;
     w.queries = w.scores + ATTENTION_LANES * w.padded;

@@ -29,8 +29,8 @@ static void draw_row(const struct rows_job *job, int32_t i, int thread)
     own.scratch = (char *)own.scratch + (size_t)thread * own_bytes(job);
     dllm_mat logits = job->x;
     logits.data = dllm_at(job->x, i);
-    dllm_ops_c.predict(&own, (int32_t *)job->result[0] + i, (float *)job->result[1] + i, (float *)job->result[2] + i, logits, 1, job->how,
-                       job->keys + i, job->noise, job->noise ? job->noise_rows + i : NULL);
+    dllm_ops_c.predict(&own, (int32_t *)job->result[0] + i, (float *)job->result[1] + i, (float *)job->result[2] + i, logits, 1,
+                       job->how, job->keys + i, job->noise, job->noise ? job->noise_rows + i : NULL);
 }
 
 void dllm_rows_draw(struct rows_job *job)

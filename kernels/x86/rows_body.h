@@ -1,19 +1,19 @@
-/* rows_body.h: embed, rmsnorm, rope, swiglu, add and guide for the vectors that simd.h gives. Products and sums are not fused, so that they
- * round as the plain-C kernels do. */
+/* rows_body.h: embed, rmsnorm, rope, swiglu, add and guide for the vectors that simd.h gives. Products and sums are not fused, so
+ * that they round as the plain-C kernels do. */
 #include <math.h>
 
 #include "rows.h"
 #include "simd.h"
 
 /* Calls f with a dtype that the compiler knows. */
-#define OF_DTYPE(t, f, ...)                                                                                                              \
-    do {                                                                                                                                 \
-        if ((t) == DLLM_F32) f(DLLM_F32, __VA_ARGS__);                                                                                   \
-        else if ((t) == DLLM_BF16) f(DLLM_BF16, __VA_ARGS__);                                                                            \
-        else f(DLLM_F16, __VA_ARGS__);                                                                                                   \
+#define OF_DTYPE(t, f, ...)                                                                                                        \
+    do {                                                                                                                           \
+        if ((t) == DLLM_F32) f(DLLM_F32, __VA_ARGS__);                                                                             \
+        else if ((t) == DLLM_BF16) f(DLLM_BF16, __VA_ARGS__);                                                                      \
+        else f(DLLM_F16, __VA_ARGS__);                                                                                             \
     } while (0)
 
-/* ---- embed ------------------------------------------------------------------------------------------------------------------------- */
+/* ---- embed ------------------------------------------------------------------------------------------------------------------ */
 static void embed_row(const struct rows_job *job, int32_t i, int thread)
 {
     const int32_t r = dllm_row(job->x_rows, i);
@@ -28,14 +28,14 @@ static void embed_row(const struct rows_job *job, int32_t i, int thread)
 
 static void embed(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat table, const int32_t *ids)
 {
-    struct rows_job job = {embed_row, d, .x = x, .x_rows = rows, .y = table, .n = rows.n, .ids = ids};
+    struct rows_job job = { embed_row, d, .x = x, .x_rows = rows, .y = table, .n = rows.n, .ids = ids };
     dllm_rows_run(&job, d->threads, x.cols);
 }
 
-/* ---- rmsnorm ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- rmsnorm ---------------------------------------------------------------------------------------------------------------- */
 VEC float squares(const dllm_dtype t, const void *x, int64_t n)
 {
-    vec sum[4] = {vset(0), vset(0), vset(0), vset(0)};
+    vec sum[4] = { vset(0), vset(0), vset(0), vset(0) };
     int64_t j = 0;
     for (; j + 4 * LANES <= n; j += 4 * LANES) {
 #pragma GCC unroll 4
@@ -69,11 +69,12 @@ static void norm_row(const struct rows_job *job, int32_t i, int thread)
 
 static void rmsnorm(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows rows, dllm_mat w, float eps)
 {
-    struct rows_job job = {norm_row, d, .out = out, .out_rows = out_rows, .x = x, .x_rows = rows, .y = w, .n = rows.n, .scalar = eps};
+    struct rows_job job = { norm_row,       d,      .out = out,  .out_rows = out_rows, .x = x,
+                            .x_rows = rows, .y = w, .n = rows.n, .scalar = eps };
     dllm_rows_run(&job, d->threads, x.cols);
 }
 
-/* ---- rope -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- rope ------------------------------------------------------------------------------------------------------------------- */
 VEC void turn(const dllm_dtype t, void *row, const float *cosines, const float *sines, const struct rows_job *job)
 {
     const int64_t half = job->head_dim / 2;
@@ -95,16 +96,16 @@ static void rope_row(const struct rows_job *job, int32_t i, int thread)
     OF_DTYPE(job->x.dtype, turn, dllm_at(job->x, dllm_row(job->x_rows, i)), dllm_at(job->y, angle), dllm_at(job->z, angle), job);
 }
 
-static void rope(dllm_device *d, dllm_mat x, dllm_rows x_rows, dllm_mat cosines, dllm_mat sines, dllm_rows table_rows, int32_t head_dim,
-                 bool round_products)
+static void rope(dllm_device *d, dllm_mat x, dllm_rows x_rows, dllm_mat cosines, dllm_mat sines, dllm_rows table_rows,
+                 int32_t head_dim, bool round_products)
 {
-    struct rows_job job = {rope_row, d, .x = x, .x_rows = x_rows, .y = cosines, .z = sines, .y_rows = table_rows, .n = x_rows.n};
+    struct rows_job job = { rope_row, d, .x = x, .x_rows = x_rows, .y = cosines, .z = sines, .y_rows = table_rows, .n = x_rows.n };
     job.head_dim = head_dim;
     job.flag = round_products;
     dllm_rows_run(&job, d->threads, x.cols);
 }
 
-/* ---- swiglu, add, guide ------------------------------------------------------------------------------------------------------------ */
+/* ---- swiglu, add, guide ----------------------------------------------------------------------------------------------------- */
 VEC void gate_row(const dllm_dtype t, void *to, const void *gate, const void *up, int64_t n)
 {
     for (int64_t j = 0; j < n; j += LANES) {
@@ -121,7 +122,7 @@ static void swiglu_row(const struct rows_job *job, int32_t i, int thread)
 
 static void swiglu(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n)
 {
-    struct rows_job job = {swiglu_row, d, .out = out, .x = gate, .y = up, .n = n};
+    struct rows_job job = { swiglu_row, d, .out = out, .x = gate, .y = up, .n = n };
     dllm_rows_run(&job, d->threads, 4 * gate.cols);
 }
 
@@ -132,13 +133,13 @@ VEC void sum_rows(const dllm_dtype t, void *x, const void *y, dllm_dtype y_dtype
 
 static void add_row(const struct rows_job *job, int32_t i, int thread)
 {
-    OF_DTYPE(job->x.dtype, sum_rows, dllm_at(job->x, dllm_row(job->x_rows, i)), dllm_at(job->y, dllm_row(job->y_rows, i)), job->y.dtype,
-             job->x.cols);
+    OF_DTYPE(job->x.dtype, sum_rows, dllm_at(job->x, dllm_row(job->x_rows, i)), dllm_at(job->y, dllm_row(job->y_rows, i)),
+             job->y.dtype, job->x.cols);
 }
 
 static void add(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat y, dllm_rows y_rows)
 {
-    struct rows_job job = {add_row, d, .x = x, .x_rows = rows, .y = y, .y_rows = y_rows, .n = rows.n};
+    struct rows_job job = { add_row, d, .x = x, .x_rows = rows, .y = y, .y_rows = y_rows, .n = rows.n };
     dllm_rows_run(&job, d->threads, x.cols);
 }
 
@@ -156,6 +157,6 @@ static void guide_row(const struct rows_job *job, int32_t i, int thread)
 
 static void guide(dllm_device *d, dllm_mat c, dllm_mat u, int32_t n, float scale)
 {
-    struct rows_job job = {guide_row, d, .x = c, .y = u, .n = n, .scalar = scale};
+    struct rows_job job = { guide_row, d, .x = c, .y = u, .n = n, .scalar = scale };
     dllm_rows_run(&job, d->threads, c.cols);
 }

@@ -1,5 +1,5 @@
-/* rows_sample_body.h: the greedy way of predict, with every score, and nll, for the vectors that simd.h gives. A row is read a few times,
- * from the second time on out of the cache. Sums run in vectors over a stretch and in double over the stretches. */
+/* rows_sample_body.h: the greedy way of predict, with every score, and nll, for the vectors that simd.h gives. A row is read a few
+ * times, from the second time on out of the cache. Sums run in vectors over a stretch and in double over the stretches. */
 #include "../../csrc/rng.h"
 #include "rows.h"
 #include "simd.h"
@@ -45,7 +45,7 @@ static double sum_exp(const float *z, int64_t n, float highest)
     double total = 0;
     for (int64_t at = 0; at < n; at += STRETCH) {
         const int64_t end = at + stretch_of(n, at);
-        vec sum[2] = {vset(0), vset(0)};
+        vec sum[2] = { vset(0), vset(0) };
         int64_t j = at;
         for (; j + 2 * LANES <= end; j += 2 * LANES) {
             sum[0] = vadd(sum[0], vexp(vsub(vget(z + j), vset(highest))));
@@ -116,7 +116,7 @@ static void greedy_row(const struct rows_job *job, int32_t i, int thread)
 static void predict(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n, const dllm_sampling *how,
                     const dllm_key *keys, const void *noise, const int32_t *noise_rows)
 {
-    struct rows_job job = {greedy_row, d, .x = logits, .n = n, .result = {token, score, prob}, .how = how, .keys = keys};
+    struct rows_job job = { greedy_row, d, .x = logits, .n = n, .result = { token, score, prob }, .how = how, .keys = keys };
     job.noise = noise;
     job.noise_rows = noise_rows;
     const bool filtered = !how->gumbel && (how->top_p < 1 || (how->top_k > 0 && how->top_k < logits.cols));
@@ -132,6 +132,6 @@ static void nll_row(const struct rows_job *job, int32_t i, int thread)
 
 static void nll(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n)
 {
-    struct rows_job job = {nll_row, d, .x = logits, .n = n, .result = {out}, .ids = target};
+    struct rows_job job = { nll_row, d, .x = logits, .n = n, .result = { out }, .ids = target };
     dllm_rows_run(&job, d->threads, logits.cols);
 }

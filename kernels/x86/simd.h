@@ -1,4 +1,5 @@
-/* simd.h: one vector type for code that is the same with 8 lanes and with 16. Include after the target pragma, with LANES defined. */
+/* simd.h: one vector type for code that is the same with 8 lanes and with 16. Include after the target pragma, with LANES defined.
+ * */
 #ifndef DLLM_SIMD_H
 #define DLLM_SIMD_H
 #if LANES == 16
@@ -26,7 +27,8 @@ VEC vec vfirst(vec x, int64_t n, float other) { return _mm512_mask_mov_ps(vset(o
 VEC vec vsplit(vec x, vec *e)
 {
     const vec m = _mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
-    *e = _mm512_getexp_ps(_mm512_mask_add_ps(x, _mm512_cmp_ps_mask(m, vset(1), _CMP_LT_OQ), x, x)); /* halved mantissas count twice */
+    *e = _mm512_getexp_ps(
+        _mm512_mask_add_ps(x, _mm512_cmp_ps_mask(m, vset(1), _CMP_LT_OQ), x, x)); /* halved mantissas count twice */
     return m;
 }
 VEC void vtranspose(vec r[16])
@@ -105,8 +107,8 @@ VEC void vtranspose(vec r[8])
 }
 #endif
 
-/* Exponentials, to 8e-8. None is below 2^-100: sums that have a 1 in them cannot tell, and denormal numbers, which begin at 2^-126, cost a
- * hundred cycles each. This is 2^(n + f) by a minimax polynomial of 2^f, |f| <= 1/2. */
+/* Exponentials, to 8e-8. None is below 2^-100: sums that have a 1 in them cannot tell, and denormal numbers, which begin at 2^-126,
+ * cost a hundred cycles each. This is 2^(n + f) by a minimax polynomial of 2^f, |f| <= 1/2. */
 VEC vec vexp2_split(vec n, vec f)
 {
     vec p = vset(0x1.41fbbcp-13f);

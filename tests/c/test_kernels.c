@@ -1,5 +1,5 @@
-/* Every kernel of every level that this processor has, against its plain-C twin. The plain-C table is checked too: against itself, it
- * shows that the harness is fair and that the definition keeps its own promises about guards and rows. */
+/* Every kernel of every level that this processor has, against its plain-C twin. The plain-C table is checked too: against itself,
+ * it shows that the harness is fair and that the definition keeps its own promises about guards and rows. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -15,7 +15,9 @@ static void report(void *arg, const dllm_check_result *r)
     tally *t = arg;
     if (r->ok) t->passed++;
     else t->failed++;
-    if (!r->ok) printf("FAILED %s %s: %s: error %.3g, tolerance %g epsilons. %s\n", t->level, r->kernel, r->name, r->error, r->tolerance, r->why);
+    if (!r->ok)
+        printf("FAILED %s %s: %s: error %.3g, tolerance %g epsilons. %s\n", t->level, r->kernel, r->name, r->error, r->tolerance,
+               r->why);
 }
 
 /* Optional arguments: a kernel, and a seed. */
@@ -27,7 +29,8 @@ int main(int argc, char **argv)
     tally t = { 0 };
     for (int i = 0; i < n; i++) {
         t.level = levels[i];
-        const int before = t.failed, failures = dllm_check(dllm_ops_cpu(levels[i]), argc > 1 ? argv[1] : "", seed, false, 2, report, &t);
+        const int before = t.failed,
+                  failures = dllm_check(dllm_ops_cpu(levels[i]), argc > 1 ? argv[1] : "", seed, false, 2, report, &t);
         if (failures == t.failed - before) continue;
         printf("FAILED %s: the check itself gives %d\n", levels[i], failures);
         t.failed++;

@@ -61,8 +61,8 @@ static void fill_spans(dllm_trial *t, const spans *s, int64_t slots)
     }
 }
 
-/* An error of the scores, which grows with their size, is a relative error of the weights; and weights may round to the other side, a few of
- * many. Values are of size 1. */
+/* An error of the scores, which grows with their size, is a relative error of the weights; and weights may round to the other side,
+ * a few of many. Values are of size 1. */
 static void allow(dllm_trial *t, double scale)
 {
     const dllm_trial_kind kind = t->array[ATTEND_OUT].kind;

@@ -41,7 +41,7 @@ static void place(dllm_trial *t, const shape *s, int one, int other)
     }
 }
 
-/* ---- embed ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- embed ------------------------------------------------------------------------------------------------------------------ */
 enum { EMBED_TABLE, EMBED_IDS, EMBED_X };
 
 static void run_embed(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
@@ -73,7 +73,7 @@ void dllm_check_embed(dllm_checker *k)
     }
 }
 
-/* ---- rmsnorm --------------------------------------------------------------------------------------------------------------------- */
+/* ---- rmsnorm ---------------------------------------------------------------------------------------------------------------- */
 enum { NORM_X, NORM_W, NORM_OUT };
 
 static void run_rmsnorm(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
@@ -107,7 +107,7 @@ void dllm_check_rmsnorm(dllm_checker *k)
     }
 }
 
-/* ---- swiglu, add, guide ------------------------------------------------------------------------------------------------------------ */
+/* ---- swiglu, add, guide ----------------------------------------------------------------------------------------------------- */
 enum { PAIR_A, PAIR_B, PAIR_OUT };
 
 static void run_swiglu(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
@@ -192,7 +192,7 @@ void dllm_check_guide(dllm_checker *k)
     }
 }
 
-/* ---- rope -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- rope ------------------------------------------------------------------------------------------------------------------- */
 enum { ROPE_X, ROPE_COS, ROPE_SIN };
 
 static void run_rope(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)

@@ -1,5 +1,4 @@
 /* Cases of the kernels that read logits: predict and nll. */
-#include <float.h>
 #include <math.h>
 
 #include "../../csrc/rng.h"
@@ -164,7 +163,7 @@ void dllm_check_predict(dllm_checker *k)
     for (int j = 0; dllm_trial_timing(k) && j < N_WAYS; j++) predict_case(k, &shapes[N_SHAPES - 1], &ways[j], PLAIN);
 }
 
-/* ---- nll --------------------------------------------------------------------------------------------------------------------------- */
+/* ---- nll -------------------------------------------------------------------------------------------------------------------- */
 enum { NLL_LOGITS, NLL_TARGET, NLL_OUT };
 
 static void run_nll(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)

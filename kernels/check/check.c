@@ -35,7 +35,7 @@ typedef struct {
     const char *why;      /* what went wrong besides numbers, or NULL */
 } outcome;
 
-/* ---- random numbers of the harness: xorshift64* ---------------------------------------------------------------------------------- */
+/* ---- random numbers of the harness: xorshift64* ----------------------------------------------------------------------------- */
 static uint64_t next(dllm_checker *k)
 {
     k->random ^= k->random >> 12;
@@ -50,7 +50,7 @@ int32_t dllm_trial_below(dllm_checker *k, int32_t n) { return (int32_t)(dllm_tri
 
 bool dllm_trial_timing(const dllm_checker *k) { return k->timing; }
 
-/* ---- sides ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- sides ------------------------------------------------------------------------------------------------------------------ */
 static void close_side(side *s, int n_arrays)
 {
     const dllm_ops *ops = s->device.ops;
@@ -112,7 +112,7 @@ static outcome run(side *s, const dllm_trial *t, int threads, int32_t first, int
     return o;
 }
 
-/* ---- judging --------------------------------------------------------------------------------------------------------------------- */
+/* ---- judging ---------------------------------------------------------------------------------------------------------------- */
 static size_t element_size(const dllm_trial_array *a)
 {
     return a->kind == TRIAL_F64 ? 8 : a->kind == TRIAL_F32 || a->kind == TRIAL_I32 ? 4 : 2;
@@ -153,7 +153,8 @@ static double read(const dllm_trial_array *a, const void *row, int64_t col)
     return a->kind == TRIAL_I32 ? (double)((const int32_t *)row)[col] : (double)dllm_get(row, (dllm_dtype)a->kind, col);
 }
 
-/* The difference in epsilons of a value of that size, the slack added; the smallest positive number of the dtype counts as nothing. */
+/* The difference in epsilons of a value of that size, the slack added; the smallest positive number of the dtype counts as nothing.
+ * */
 static double error_of(const dllm_trial_array *a, double want, double got, double slack)
 {
     if (want == got || (isnan(want) && isnan(got))) return 0;
@@ -216,7 +217,7 @@ static const char *check_company(side *s, const dllm_trial *t, int threads, cons
     return why;
 }
 
-/* ---- timing and reporting ---------------------------------------------------------------------------------------------------------- */
+/* ---- timing and reporting --------------------------------------------------------------------------------------------------- */
 static double now(void)
 {
     struct timespec t;
@@ -302,7 +303,7 @@ void dllm_trial_end(dllm_trial *t)
     finish(t);
 }
 
-/* ---- every kernel has its cases ------------------------------------------------------------------------------------------------------ */
+/* ---- every kernel has its cases --------------------------------------------------------------------------------------------- */
 typedef struct {
     const char *name;
     size_t member;

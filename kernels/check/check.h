@@ -1,6 +1,6 @@
-/* check.h: the one harness for the correctness and the speed of kernels. It runs every member of a table that computes on seeded cases
- * and compares the results with those of the plain-C table, its twin. Guard bytes surround every array, rows that a kernel was not asked
- * for must stay as they were, and a row's bits may depend neither on its company nor on the number of threads. */
+/* check.h: the one harness for the correctness and the speed of kernels. It runs every member of a table that computes on seeded
+ * cases and compares the results with those of the plain-C table, its twin. Guard bytes surround every array, rows that a kernel
+ * was not asked for must stay as they were, and a row's bits may depend neither on its company nor on the number of threads. */
 #ifndef DLLM_CHECK_H
 #define DLLM_CHECK_H
 #include "../ops.h"

@@ -96,7 +96,7 @@ double dllm_trial_norm(const dllm_trial *t, int array, int64_t row)
     return sqrt(longest);
 }
 
-/* ---- row sets ------------------------------------------------------------------------------------------------------------------ */
+/* ---- row sets --------------------------------------------------------------------------------------------------------------- */
 void dllm_trial_gather(dllm_trial *t, int array)
 {
     const int32_t n = (int32_t)t->array[array].rows;

@@ -1,5 +1,5 @@
-/* trial.h: what a case is made of. A trial holds arrays, as every run finds them, and a function that calls the kernel on them; trial.c
- * runs it on the tested table and on the twin and compares. Files cases_*.c make the trials. */
+/* trial.h: what a case is made of. A trial holds arrays, as every run finds them, and a function that calls the kernel on them;
+ * trial.c runs it on the tested table and on the twin and compares. Files cases_*.c make the trials. */
 #ifndef DLLM_TRIAL_H
 #define DLLM_TRIAL_H
 #include "../bits.h"
@@ -57,7 +57,8 @@ struct dllm_trial {
     dllm_sampling how;
 };
 
-/* A trial of `kernel` with room for a printed name; then arrays, contents, and dllm_trial_end, which runs it and frees everything. */
+/* A trial of `kernel` with room for a printed name; then arrays, contents, and dllm_trial_end, which runs it and frees everything.
+ * */
 void dllm_trial_begin(dllm_checker *k, dllm_trial *t, const char *kernel, int32_t rows);
 __attribute__((format(printf, 2, 3))) void dllm_trial_name(dllm_trial *t, const char *format, ...);
 void dllm_trial_end(dllm_trial *t);
@@ -80,7 +81,8 @@ double dllm_trial_uniform(dllm_checker *k);           /* [0, 1) */
 int32_t dllm_trial_below(dllm_checker *k, int32_t n); /* 0 ... n - 1 */
 double dllm_trial_epsilon(dllm_trial_kind kind);      /* the distance from 1 to the next number */
 
-/* For run(): array i as a kernel gets it, from row `first` of it on; and the row set of rows [first, first + n) of the trial in it. */
+/* For run(): array i as a kernel gets it, from row `first` of it on; and the row set of rows [first, first + n) of the trial in it.
+ * */
 dllm_mat dllm_trial_mat(const dllm_trial *t, int array, void *const *at, int32_t first);
 dllm_rows dllm_trial_rows(const dllm_trial *t, int array, void *const *at, int32_t first, int32_t n);
 

@@ -1,5 +1,5 @@
-/* attention.h: how attention is cut. A lane is one query head of one query row; the lanes of a span that read the same k/v head make rows of
- * a matrix, which tasks take in parts. A lane's result depends neither on its part nor on its neighbours in it. */
+/* attention.h: how attention is cut. A lane is one query head of one query row; the lanes of a span that read the same k/v head
+ * make rows of a matrix, which tasks take in parts. A lane's result depends neither on its part nor on its neighbours in it. */
 #ifndef DLLM_X86_ATTENTION_H
 #define DLLM_X86_ATTENTION_H
 #include "x86.h"

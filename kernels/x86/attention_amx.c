@@ -1,10 +1,10 @@
 /* Attention of bfloat16 on the AMX unit, for head sizes that are multiples of 32.
  *
- * Scores come out turned, S^T = K Q^T: keys are the rows of A as they lie, and of Q^T, packed once in channel pairs, each tile of B serves all
- * keys. A vector then holds one key's scores for 16 lanes, so softmax needs nothing across a vector, and the lanes share no arithmetic.
- * Pairs of weights are turned back, as rows of A, and meet V in key pairs, out = P V. Two tiles by two make a step: 32 lanes with 32 keys or
- * 32 channels. Keys and values are copied first: as they lie, rows are so many bytes apart that they crowd one set of the cache, and a tile row
- * that straddles two of its lines costs six times the load. */
+ * Scores come out turned, S^T = K Q^T: keys are the rows of A as they lie, and of Q^T, packed once in channel pairs, each tile of B
+ * serves all keys. A vector then holds one key's scores for 16 lanes, so softmax needs nothing across a vector, and the lanes share
+ * no arithmetic. Pairs of weights are turned back, as rows of A, and meet V in key pairs, out = P V. Two tiles by two make a step:
+ * 32 lanes with 32 keys or 32 channels. Keys and values are copied first: as they lie, rows are so many bytes apart that they crowd
+ * one set of the cache, and a tile row that straddles two of its lines costs six times the load. */
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
 #define LANES 16
@@ -61,7 +61,7 @@ VEC void zero_tiles(void)
     _tile_zero(3);
 }
 
-/* ---- packing ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- packing ---------------------------------------------------------------------------------------------------------------- */
 static void pack_queries(struct work *w)
 {
     for (int64_t i = 0; i < w->n; i++) {
@@ -100,8 +100,8 @@ static void pack_keys(const struct work *w)
     }
 }
 
-/* Two keys at a time: low words from one, high words from the other. Unpacking works within quarters of a vector, so of 32 channels the
- * first tile holds 0-3, 8-11, 16-19, 24-27, and the second tile the others. */
+/* Two keys at a time: low words from one, high words from the other. Unpacking works within quarters of a vector, so of 32 channels
+ * the first tile holds 0-3, 8-11, 16-19, 24-27, and the second tile the others. */
 static void pack_values(const struct work *w)
 {
     const int64_t step = w->a->v.stride * 2;
@@ -119,7 +119,7 @@ static void pack_values(const struct work *w)
     }
 }
 
-/* ---- the three passes -------------------------------------------------------------------------------------------------------------- */
+/* ---- the three passes ------------------------------------------------------------------------------------------------------- */
 /* The greatest of 32 keys' scores and of what was the greatest before, for 16 lanes. */
 VEC __m512 highest(const float *s, __m512 before)
 {

@@ -1,5 +1,6 @@
-/* attention_body.h: attention of any dtype and head size through float32, for the vectors that simd.h gives. 32 lanes at a time: all their
- * scores, softmax, then the values. Keys are turned once for all lanes, so that a vector holds one channel of as many keys. */
+/* attention_body.h: attention of any dtype and head size through float32, for the vectors that simd.h gives. 32 lanes at a time:
+ * all their scores, softmax, then the values. Keys are turned once for all lanes, so that a vector holds one channel of as many
+ * keys. */
 #include <math.h>
 
 #include "attention.h"

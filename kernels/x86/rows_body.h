@@ -1,5 +1,5 @@
-/* rows_body.h: embed, rmsnorm, rope, swiglu, add and guide for the vectors that simd.h gives. Products and sums are not fused, so that they
- * round as the plain-C kernels do. */
+/* rows_body.h: embed, rmsnorm, rope, swiglu, add and guide for the vectors that simd.h gives. Products and sums are not fused, so
+ * that they round as the plain-C kernels do. */
 #include <math.h>
 
 #include "rows.h"
@@ -24,7 +24,7 @@ static void embed(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat table, co
     dllm_rows_run(&job, d->threads, x.cols);
 }
 
-/* ---- rmsnorm ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- rmsnorm ---------------------------------------------------------------------------------------------------------------- */
 VEC float squares(const dllm_dtype t, const void *x, int64_t n)
 {
     vec sum[4] = { vset(0), vset(0), vset(0), vset(0) };
@@ -66,7 +66,7 @@ static void rmsnorm(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x
     dllm_rows_run(&job, d->threads, x.cols);
 }
 
-/* ---- rope -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- rope ------------------------------------------------------------------------------------------------------------------- */
 VEC void turn(const dllm_dtype t, void *row, const float *cosines, const float *sines, const struct rows_job *job)
 {
     const int64_t half = job->head_dim / 2;
@@ -97,7 +97,7 @@ static void rope(dllm_device *d, dllm_mat x, dllm_rows x_rows, dllm_mat cosines,
     dllm_rows_run(&job, d->threads, x.cols);
 }
 
-/* ---- swiglu, add, guide ------------------------------------------------------------------------------------------------------------ */
+/* ---- swiglu, add, guide ----------------------------------------------------------------------------------------------------- */
 VEC void gate_row(const dllm_dtype t, void *to, const void *gate, const void *up, int64_t n)
 {
     for (int64_t j = 0; j < n; j += LANES) {

@@ -1,5 +1,5 @@
-/* rows_sample_body.h: the greedy way of predict, with every score, and nll, for the vectors that simd.h gives. A row is read a few times,
- * from the second time on out of the cache. Sums run in vectors over a stretch and in double over the stretches. */
+/* rows_sample_body.h: the greedy way of predict, with every score, and nll, for the vectors that simd.h gives. A row is read a few
+ * times, from the second time on out of the cache. Sums run in vectors over a stretch and in double over the stretches. */
 #include "../../csrc/rng.h"
 #include "rows.h"
 #include "simd.h"

@@ -1,4 +1,5 @@
-/* simd.h: one vector type for code that is the same with 8 lanes and with 16. Include after the target pragma, with LANES defined. */
+/* simd.h: one vector type for code that is the same with 8 lanes and with 16. Include after the target pragma, with LANES defined.
+ * */
 #ifndef DLLM_SIMD_H
 #define DLLM_SIMD_H
 #if LANES == 16
@@ -106,8 +107,8 @@ VEC void vtranspose(vec r[8])
 }
 #endif
 
-/* Exponentials, to 8e-8. None is below 2^-100: sums that have a 1 in them cannot tell, and denormal numbers, which begin at 2^-126, cost a
- * hundred cycles each. This is 2^(n + f) by a minimax polynomial of 2^f, |f| <= 1/2. */
+/* Exponentials, to 8e-8. None is below 2^-100: sums that have a 1 in them cannot tell, and denormal numbers, which begin at 2^-126,
+ * cost a hundred cycles each. This is 2^(n + f) by a minimax polynomial of 2^f, |f| <= 1/2. */
 VEC vec vexp2_split(vec n, vec f)
 {
     vec p = vset(0x1.41fbbcp-13f);

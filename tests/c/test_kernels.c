@@ -1,5 +1,5 @@
-/* Every kernel of every level that this processor has, against its plain-C twin. The plain-C table is checked too: against itself, it
- * shows that the harness is fair and that the definition keeps its own promises about guards and rows. */
+/* Every kernel of every level that this processor has, against its plain-C twin. The plain-C table is checked too: against itself,
+ * it shows that the harness is fair and that the definition keeps its own promises about guards and rows. */
 #include <stdio.h>
 #include <stdlib.h>
 

@@ -16,11 +16,10 @@
 extern "C" {
 #endif
 
-/* A set of rows. idx NULL: first, first + 1, ... (no gather). count non-NULL: the number of rows lies in device memory, at most n. */
+/* A set of rows. idx NULL: first, first + 1, ... (no gather). */
 typedef struct {
     const int32_t *idx;
     int32_t first, n;
-    const int32_t *count;
 } dllm_rows;
 
 /* Queries of one sequence and the keys they see: rows [q_first, q_first + n_q) of q read slots [k_first, k_first + n_keys) of k, v. */

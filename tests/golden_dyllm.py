@@ -1,4 +1,5 @@
-"""The DyLLM family: what every step commits, which rows every layer found salient, what is kept; and the attention operator alone."""
+"""The DyLLM family: what every step commits, which rows every layer found salient, what is kept; and the attention operator
+alone."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -9,11 +10,12 @@ from golden_case import TENSOR, Case, Check, Folder
 from golden_state import SIMILARITY, Arrays, Watch, stream, weights, widen
 
 TOP_KEYS = {
-    "about", "conventions", "dumps", "ops", "op_cases", "invariants", "llada_official_generate_equals_baseline", "torch", "cases", "method",
+    "about", "conventions", "dumps", "ops", "op_cases", "invariants", "llada_official_generate_equals_baseline", "torch", "cases",
+    "method",
 }  # fmt: skip
 CONVENTIONS = {
-    "step", "pos", "kind", "seed", "salient", "pos_tok_order", "cos", "tau2", "fragile", "alt_final_ids_row0_carry", "margins", "live",
-    "n_cand", "dream_row0_candidate", "settings.threshold", "eos_token_id", "invariants", "ops",
+    "step", "pos", "kind", "seed", "salient", "pos_tok_order", "cos", "tau2", "fragile", "alt_final_ids_row0_carry", "margins",
+    "live", "n_cand", "dream_row0_candidate", "settings.threshold", "eos_token_id", "invariants", "ops",
 }  # fmt: skip
 CASE_KEYS = {
     "name", "family", "model", "prompts", "settings", "eos_token_id", "mask_token_id", "final_ids", "n_steps", "steps", "margins",
@@ -23,7 +25,8 @@ SETTINGS = {"max_new_tokens", "steps", "num_full_steps", "block_size", "threshol
 STEP_KEYS = {"step", "kind", "live", "seqs"}
 SEQUENCE_KEYS = {"pos", "tok", "n_cand", "seed", "salient", "window_start", "dream_row0_candidate"}
 INVARIANT_KEYS = {
-    "family", "prompt_seed", "tau", "seed_all_rows_at_layer0", "whole_window_every_step", "equals_baseline", "generated_tokens_equal",
+    "family", "prompt_seed", "tau", "seed_all_rows_at_layer0", "whole_window_every_step", "equals_baseline",
+    "generated_tokens_equal",
 }  # fmt: skip
 OP_ARRAYS = {"q", "k", "v_old", "c_old", "v_new_rows", "c_new", "cos", "cu_q", "cu_k", "cu_sal", "idx_q", "idx_k"}
 MODES = {"full": -1, "whole": 1, "response": 2}  # of Step.mode: a full step asks the method nothing
@@ -90,7 +93,7 @@ def baseline(folder: Folder, family: str) -> Mapping[str, Any]:
     return next(c for c in folder.manifest["cases"] if c["name"] == family + "_baseline")
 
 
-# ---- the run ------------------------------------------------------------------------------------------------------------------------------
+# ---- the run -------------------------------------------------------------------------------------------------------------------
 
 
 def options(case: Mapping[str, Any], shift: str) -> dict[str, Any]:
@@ -98,7 +101,9 @@ def options(case: Mapping[str, Any], shift: str) -> dict[str, Any]:
     return {"tau": float("inf") if o["threshold"] == 2 else o["threshold"], "full_steps": o["num_full_steps"], "shift": shift}
 
 
-def generate(folder: Folder, case: Mapping[str, Any], callback: Any = None, shift: str = "flat", only: slice = slice(None)) -> list[np.ndarray]:
+def generate(
+    folder: Folder, case: Mapping[str, Any], callback: Any = None, shift: str = "flat", only: slice = slice(None)
+) -> list[np.ndarray]:
     """The case by the official call, with the method's own rule."""
     import dllm_fast
 
@@ -121,14 +126,19 @@ def session_of(folder: Folder, case: Mapping[str, Any], **change: Any) -> Any:
 
     o, params = case["settings"], DyLLM(**options(case, "flat")).params()
     name, given = params["strategy"]
-    params |= {"strategy": (name, given | change), "answer_len": o["max_new_tokens"], "steps": o["steps"], "block_len": o["block_size"]}
+    params |= {
+        "strategy": (name, given | change),
+        "answer_len": o["max_new_tokens"],
+        "steps": o["steps"],
+        "block_len": o["block_size"],
+    }
     params |= {"rule": "steady", "gumbel": False, "argmax": True, "score": "entropy" if case["family"] == "dream" else "prob"}
     params |= {"threshold": o["confidence_threshold"], "early_stop": not o["ignore_eos"]}
     params |= {"eos_id": case["eos_token_id"], "mask_id": case["mask_token_id"]}
     return _core.Session(folder.model(case["model"]).core, params, [np.array(p, np.int32) for p in case["prompts"]])
 
 
-# ---- steps --------------------------------------------------------------------------------------------------------------------------------
+# ---- steps ---------------------------------------------------------------------------------------------------------------------
 
 
 def kinds(case: Mapping[str, Any], check: Check, mine: Mapping[str, Any], e: Mapping[str, Any]) -> None:
@@ -142,7 +152,9 @@ def kinds(case: Mapping[str, Any], check: Check, mine: Mapping[str, Any], e: Map
             check.same(f"window of layer {layer}, {here}", ~np.isnan(seen[b]), (np.arange(rows) >= start) & (mode >= 0))
 
 
-def step(folder: Folder, case: Mapping[str, Any], check: Check, watch: Watch, i: int, mine: Mapping[str, Any], e: Mapping[str, Any]) -> None:
+def step(
+    folder: Folder, case: Mapping[str, Any], check: Check, watch: Watch, i: int, mine: Mapping[str, Any], e: Mapping[str, Any]
+) -> None:
     traces = folder.npz("traces.npz") if case["cos_arrays"] else {}
     check.same(f"sequences of step {e['step']}", len(e["seqs"]), len(e["live"]))
     for b in set(range(len(case["prompts"]))) - set(e["live"]):
@@ -177,7 +189,7 @@ def rows_alone(folder: Folder, case: Mapping[str, Any], check: Check) -> None:
         check.same(f"sequence {b} alone", together[b], alone)
 
 
-# ---- dumps: what is kept before and after a step, of sequence 0 --------------------------------------------------------------------------------
+# ---- dumps: what is kept before and after a step, of sequence 0 ----------------------------------------------------------------
 
 
 def dumps(folder: Folder, case: Mapping[str, Any], check: Check) -> None:
@@ -192,7 +204,16 @@ def dumps(folder: Folder, case: Mapping[str, Any], check: Check) -> None:
         start, changed = e["seqs"][0]["window_start"], e["seqs"][0]["seed"]
         for layer in range(layers):
             if f"{here}l{layer}/q" in a or f"{here}l{layer}/c_new" in a:
-                one_layer(check, a, f"{here}l{layer}/", kept[layer], session.kept(0, layer), start, sorted(r for r in changed if r >= start), used)
+                one_layer(
+                    check,
+                    a,
+                    f"{here}l{layer}/",
+                    kept[layer],
+                    session.kept(0, layer),
+                    start,
+                    sorted(r for r in changed if r >= start),
+                    used,
+                )
             salient = e["seqs"][0]["salient"][layer]
             changed = range(start, len(before)) if salient == "all" else salient
         if f"{here}logits" in a:
@@ -214,10 +235,17 @@ def cache(check: Check, a: Arrays, prefix: str, session: Any, layers: int, used:
 
 
 def one_layer(
-    check: Check, a: Arrays, key: str, old: Mapping[str, Any], new: Mapping[str, Any], start: int, changed: list[int], used: set[str]
+    check: Check,
+    a: Arrays,
+    key: str,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    start: int,
+    changed: list[int],
+    used: set[str],
 ) -> None:
-    """k, dv, c_old and c_new are kept or follow from it. q is not kept: that it is the same shows in the contexts that attention over the
-    kept keys and values gives with the recorded one."""
+    """k, dv, c_old and c_new are kept or follow from it. q is not kept: that it is the same shows in the contexts that attention
+    over the kept keys and values gives with the recorded one."""
     mine = {"k": new["k"], "dv": new["v"] - old["v"], "c_old": old["context"][start:], "c_new": new["context"][start:]}
     for name, value in mine.items():
         if key + name in a:
@@ -249,7 +277,7 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int, kv_heads: in
     return partial(q, k, v, np.arange(len(k)), np.zeros_like(q), heads, kv_heads)[0]
 
 
-# ---- the operator alone -------------------------------------------------------------------------------------------------------------------------
+# ---- the operator alone --------------------------------------------------------------------------------------------------------
 
 
 def operator(folder: Folder, case: Mapping[str, Any], check: Check) -> None:
@@ -280,7 +308,7 @@ def operator(folder: Folder, case: Mapping[str, Any], check: Check) -> None:
         check.close(f"cos of exact rows, {here}", (new * old[rows]).sum(1) / lengths, a["cos"][rows], OPERATOR, exact)
 
 
-# ---- what must equal the uncached run, and what must not ---------------------------------------------------------------------------------------
+# ---- what must equal the uncached run, and what must not -----------------------------------------------------------------------
 
 
 def invariant(folder: Folder, setting: Mapping[str, Any], check: Check) -> None:
@@ -307,7 +335,13 @@ def exactly(folder: Folder, case: Mapping[str, Any]) -> np.ndarray:
     import dllm_fast
 
     o, model, prompt = case["settings"], folder.model(case["model"]), [np.array(case["prompts"][0])]
-    shared = {"steps": o["steps"], "cache": dllm_fast.DyLLM(exact=True), "rule": "dyllm", "block_length": o["block_size"], "early_stop": False}
+    shared = {
+        "steps": o["steps"],
+        "cache": dllm_fast.DyLLM(exact=True),
+        "rule": "dyllm",
+        "block_length": o["block_size"],
+        "early_stop": False,
+    }
     if case["family"] == "llada":
         return dllm_fast.generate(model, prompt, gen_length=o["max_new_tokens"], mask_id=case["mask_token_id"], **shared)[0]
     length = {"max_new_tokens": o["max_new_tokens"], "mask_token_id": case["mask_token_id"]}
@@ -322,7 +356,7 @@ def official(folder: Folder, check: Check) -> None:
     o = base["settings"]
     check.same("the recorded fact", folder.manifest["llada_official_generate_equals_baseline"], True)
     out = dllm_fast.generate(
-        folder.model(base["model"]), base["prompts"], steps=o["steps"], gen_length=o["max_new_tokens"], block_length=o["block_size"],
-        mask_id=base["mask_token_id"],
+        folder.model(base["model"]), base["prompts"], steps=o["steps"], gen_length=o["max_new_tokens"],
+        block_length=o["block_size"], mask_id=base["mask_token_id"],
     )  # fmt: skip
     check.same("ids", out, base["final_ids"])

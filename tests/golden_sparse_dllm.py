@@ -10,19 +10,19 @@ from golden_case import CONFIDENCE, TENSOR, Case, Check, Folder
 from golden_state import Arrays, Watch, read_arrays, scores_along, scores_of
 
 TOP_KEYS = {
-    "format", "method", "upstream", "torch", "transformers", "numpy", "dtype", "device", "threads", "mask_id", "vocab", "weight_seed",
-    "shims", "cases",
+    "format", "method", "upstream", "torch", "transformers", "numpy", "dtype", "device", "threads", "mask_id", "vocab",
+    "weight_seed", "shims", "cases",
 }  # fmt: skip
 CASE_KEYS = {
-    "name", "family", "prompt_len", "gen_length", "block_length", "steps", "keep_ratio", "kernel_size", "note", "batch", "model", "file",
-    "temperature", "prompt_seed", "num_blocks", "steps_per_block", "n_candidates", "keep_num", "prompt", "final", "min_confidence_gap",
-    "min_argmax_gap", "leftover_masks", "remasking", "transfers", "boundary_ties", "boundary_sets", "min_importance_gap",
-    "lowest_index_kept_same", "lowest_index_tokens_same", "tokens_differing_from", "stable_final", "alg", "eps", "alg_temp", "top_p",
-    "top_k", "fixed_final", "fixed_note", "prompt_masks",
+    "name", "family", "prompt_len", "gen_length", "block_length", "steps", "keep_ratio", "kernel_size", "note", "batch", "model",
+    "file", "temperature", "prompt_seed", "num_blocks", "steps_per_block", "n_candidates", "keep_num", "prompt", "final",
+    "min_confidence_gap", "min_argmax_gap", "leftover_masks", "remasking", "transfers", "boundary_ties", "boundary_sets",
+    "min_importance_gap", "lowest_index_kept_same", "lowest_index_tokens_same", "tokens_differing_from", "stable_final", "alg",
+    "eps", "alg_temp", "top_p", "top_k", "fixed_final", "fixed_note", "prompt_masks",
 }  # fmt: skip
 ARRAYS = {
-    "prompt", "final", "trace", "cache_state", "block_start", "kept", "importance", "importance_pooled", "stable_final", "stable_trace",
-    "stable_kept", "stable_importance", "fixed_final", "fixed_trace", "fixed_kept", "block0_logits",
+    "prompt", "final", "trace", "cache_state", "block_start", "kept", "importance", "importance_pooled", "stable_final",
+    "stable_trace", "stable_kept", "stable_importance", "fixed_final", "fixed_trace", "fixed_kept", "block0_logits",
 }  # fmt: skip
 CHANGES = {"vanilla_full_forward": None, "keep_ratio_1": {"keep_ratio": 1.0}, "kernel_1": {"kernel_size": 1}}
 SCHEDULE = "dream_schedule.json"
@@ -52,8 +52,16 @@ def run(folder: Folder, case: Mapping[str, Any], check: Check) -> None:
     for name in ("prompt", "final", "stable_final", "fixed_final"):
         if name in case:
             check.same(f"{name} of the manifest", a[name], case[name])
-    check.same("sizes", [*a["prompt"].shape, a["final"].shape[1]], [case["batch"], case["prompt_len"], case["prompt_len"] + case["gen_length"]])
-    check.same("blocks", [case["num_blocks"] * n for n in (case["block_length"], case["steps_per_block"])], [case["gen_length"], case["steps"]])
+    check.same(
+        "sizes",
+        [*a["prompt"].shape, a["final"].shape[1]],
+        [case["batch"], case["prompt_len"], case["prompt_len"] + case["gen_length"]],
+    )
+    check.same(
+        "blocks",
+        [case["num_blocks"] * n for n in (case["block_length"], case["steps_per_block"])],
+        [case["gen_length"], case["steps"]],
+    )
     masks = [np.flatnonzero(row == folder.manifest["mask_id"]).tolist() for row in a["prompt"]]
     check.same("prompt_masks", masks, [case.get("prompt_masks", [])] * case["batch"])
     # ties go to the lowest row, and a row's set is its own: where upstream has it otherwise, a second run is recorded
@@ -74,7 +82,7 @@ def run(folder: Folder, case: Mapping[str, Any], check: Check) -> None:
         first_logits(folder, case, a, check)
 
 
-# ---- the run ------------------------------------------------------------------------------------------------------------------------------
+# ---- the run -------------------------------------------------------------------------------------------------------------------
 
 
 def cache_of(case: Mapping[str, Any], **change: Any) -> Any:
@@ -83,7 +91,9 @@ def cache_of(case: Mapping[str, Any], **change: Any) -> Any:
     return dllm_fast.SparseDLLM(**{"keep_ratio": case["keep_ratio"], "kernel_size": case["kernel_size"], "shift": "own"} | change)
 
 
-def generate(folder: Folder, case: Mapping[str, Any], prompt: np.ndarray, callback: Any = None, change: Mapping[str, Any] | None = {}) -> Any:
+def generate(
+    folder: Folder, case: Mapping[str, Any], prompt: np.ndarray, callback: Any = None, change: Mapping[str, Any] | None = {}
+) -> Any:
     """The case by the official call with the method's own rule. change: other options; None: no cache."""
     import dllm_fast
 
@@ -93,7 +103,9 @@ def generate(folder: Folder, case: Mapping[str, Any], prompt: np.ndarray, callba
         "cache": None if change is None else cache_of(case, **change), "callback": callback,
     }  # fmt: skip
     if case["family"] == "llada":
-        return dllm_fast.generate(model, prompt, gen_length=case["gen_length"], remasking=case["remasking"], mask_id=mask_id, **shared)
+        return dllm_fast.generate(
+            model, prompt, gen_length=case["gen_length"], remasking=case["remasking"], mask_id=mask_id, **shared
+        )
     settings = {k: case[k] for k in ("alg", "eps", "alg_temp", "top_p", "top_k")}
     return model.diffusion_generate(prompt, max_new_tokens=case["gen_length"], mask_token_id=mask_id, **settings, **shared)
 
@@ -104,11 +116,17 @@ def session_arguments(folder: Folder, case: Mapping[str, Any], prompt: np.ndarra
     params |= {"block_len": case["block_length"], "steps": case["steps"], "temperature": case["temperature"]}
     if case["family"] == "dream":
         scores = {"entropy": "entropy", "maskgit_plus": "prob", "topk_margin": "margin"}
-        params |= {"rule": "first", "score": scores[case["alg"]], "eps": case["eps"], "top_p": case["top_p"], "top_k": case["top_k"]}
+        params |= {
+            "rule": "first",
+            "score": scores[case["alg"]],
+            "eps": case["eps"],
+            "top_p": case["top_p"],
+            "top_k": case["top_k"],
+        }
     return {"params": params, "prompts": [row.astype(np.int32) for row in prompt]}
 
 
-# ---- comparing ------------------------------------------------------------------------------------------------------------------------------
+# ---- comparing -----------------------------------------------------------------------------------------------------------------
 
 
 def tokens(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Check, watch: Watch, which: str) -> None:
@@ -147,7 +165,9 @@ def states(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Check, whi
         travelled = case["block_length"] if state == SPARSE else case["prompt_len"] + case["gen_length"]
         check.same(f"rows of forward {i}", now - rows, travelled * case["batch"] * core.config["layers"])
         check.same(f"state of forward {i}", state, min(i % case["steps_per_block"], SPARSE))
-        check.same(f"block of forward {i}", a["block_start"][i], case["prompt_len"] + i // case["steps_per_block"] * case["block_length"])
+        check.same(
+            f"block of forward {i}", a["block_start"][i], case["prompt_len"] + i // case["steps_per_block"] * case["block_length"]
+        )
         rows = now
     kept = session.kept(0, 0)
     check.same("slots a layer keeps", len(kept["k"]), case["keep_num"] + case["block_length"])
@@ -190,7 +210,8 @@ def selections(case: Mapping[str, Any], a: Arrays, check: Check, watch: Watch, w
 
 
 def differing(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Check, final: np.ndarray) -> None:
-    """How many tokens change if the method is switched off or altered: the recordings can tell these apart, and so can this program."""
+    """How many tokens change if the method is switched off or altered: the recordings can tell these apart, and so can this
+    program."""
     for name, count in case["tokens_differing_from"].items():
         other = generate(folder, case, a["prompt"], change=CHANGES[name])
         check.same(f"tokens differing from {name}", int((other != final)[:, case["prompt_len"] :].sum()), count)
@@ -198,7 +219,9 @@ def differing(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Check, 
 
 def raw_at_first(case: Mapping[str, Any], a: Arrays, check: Check, watch: Watch, which: str) -> None:
     """The raw run is the same until it first reads what it chose otherwise: up to a block's second forward."""
-    other = [b for b in range(case["num_blocks"]) if not np.array_equal(np.sort(a["kept"][b], -1), np.sort(a[which + "kept"][b], -1))]
+    other = [
+        b for b in range(case["num_blocks"]) if not np.array_equal(np.sort(a["kept"][b], -1), np.sort(a[which + "kept"][b], -1))
+    ]
     same = other[0] * case["steps_per_block"] + SPARSE if other else case["steps"]
     if which == "fixed_":  # whose sets may be equal, and read by the wrong heads
         same = min(same, SPARSE)
@@ -213,8 +236,8 @@ def rows_alone(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Check,
 
 
 def first_logits(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Check) -> None:
-    """Block rows' logits of the first forwards, by their best token, probability, margin and entropy wherever a mask asks for them. All
-    masks of the block are asked: what is revealed is then set to what is recorded."""
+    """Block rows' logits of the first forwards, by their best token, probability, margin and entropy wherever a mask asks for them.
+    All masks of the block are asked: what is revealed is then set to what is recorded."""
     arguments = session_arguments(folder, case, a["prompt"])
     arguments["params"] |= {"rule": "quota", "temperature": 0.0, "top_p": 1.0, "top_k": 0}
     trace = a["trace"][: len(a["block0_logits"])]
@@ -223,7 +246,9 @@ def first_logits(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Chec
         gold, compared = scores_of(a["block0_logits"][i]), 0
         for kind, mine in seen.items():
             mine = mine[start : start + b]
-            if case["family"] == "dream":  # rows speak for the next one; but the block's first for itself where its neighbour stays out
+            if (
+                case["family"] == "dream"
+            ):  # rows speak for the next one; but the block's first for itself where its neighbour stays out
                 own = mine[:1] if a["cache_state"][i] == SPARSE else np.full((1, 2), np.nan)
                 own = np.where(np.isnan(mine[1:2]), own, mine[1:2])
                 mine = np.concatenate([own, mine[2:], np.full((1, 2), np.nan)])
@@ -234,11 +259,12 @@ def first_logits(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Chec
         check.same(f"some rows of forward {i} are asked", compared > 0, True)
 
 
-# ---- the schedule -----------------------------------------------------------------------------------------------------------------------------
+# ---- the schedule --------------------------------------------------------------------------------------------------------------
 
 
 def schedule(folder: Folder, table: Mapping[str, Any], check: Check) -> None:
-    """Time steps bit for bit; how many of m masks every forward moves: in float32 from these times, and for some m by the core itself."""
+    """Time steps bit for bit; how many of m masks every forward moves: in float32 from these times, and for some m by the core
+    itself."""
     from dllm_fast import _core
 
     check.known("setting", table, {"steps_per_block", "eps", "timesteps_f32_hex", "first_step", "moved"})
@@ -256,11 +282,20 @@ def schedule(folder: Folder, table: Mapping[str, Any], check: Check) -> None:
 
 
 def moved_by_core(model: Any, masks: list[int], steps: int, eps: float, mask_id: int) -> np.ndarray:
-    """A sequence for every number of masks, of which so many are put back after each step; the first forward writes the block's first row."""
+    """A sequence for every number of masks, of which so many are put back after each step; the first forward writes the block's
+    first row."""
     from dllm_fast import _core
 
     answer = max(masks) + 1
-    params = {"answer_len": answer, "block_len": answer, "steps": steps, "rule": "first", "score": "prob", "eps": eps, "mask_id": mask_id}
+    params = {
+        "answer_len": answer,
+        "block_len": answer,
+        "steps": steps,
+        "rule": "first",
+        "score": "prob",
+        "eps": eps,
+        "mask_id": mask_id,
+    }
     session, mine = _core.Session(model, params, [np.array([5], np.int32)] * len(masks)), []
     logits = np.zeros((session.rows, model.config["vocab"]), np.float32)
     logits[:, 7] = 3

@@ -1,5 +1,5 @@
-"""What the families of the caching methods share: the arrays of a case, a run that is watched step by step, and, because a cached session has
-no logits to show, the residual stream and the logits as they follow from what a session keeps."""
+"""What the families of the caching methods share: the arrays of a case, a run that is watched step by step, and, because a cached
+session has no logits to show, the residual stream and the logits as they follow from what a session keeps."""
 
 import functools
 import json
@@ -66,7 +66,8 @@ def weights(path: str) -> Weights:
 
 
 def stream(w: Weights, session: Any, ids: np.ndarray, sequence: int = 0, branch: int = 0) -> np.ndarray:
-    """[layers, rows, dim]: what every layer gave in the latest pass, over the ids that went in. A row of it is right if the row travelled."""
+    """[layers, rows, dim]: what every layer gave in the latest pass, over the ids that went in. A row of it is right if the row
+    travelled."""
     x, out = w.embed[ids], []
     for layer, o in enumerate(w.o):
         kept = session.kept(sequence, layer, branch)
@@ -94,8 +95,9 @@ def as_rows(x: Any) -> Any:
 
 
 def scores_along(core: Any, arguments: Mapping[str, Any], ids: Iterable[Any]) -> list[dict[str, np.ndarray]]:
-    """The run of a session's arguments with its ids set to the recorded ones after every step, ranking candidates in turn by probability,
-    margin and entropy: three numbers that see all of a row's logits. For every step {kind: [rows, 2] (token, score)}, NaN elsewhere."""
+    """The run of a session's arguments with its ids set to the recorded ones after every step, ranking candidates in turn by
+    probability, margin and entropy: three numbers that see all of a row's logits. For every step {kind: [rows, 2] (token, score)},
+    NaN elsewhere."""
     from dllm_fast import _core
 
     ids = [np.ravel(rows).astype(np.int32) for rows in ids]

@@ -1,5 +1,4 @@
-/* denoise.c: one step of the reverse process, x_t -> x_s: which masks may be revealed, how sure the model is, how many to reveal. The
- * shift of Dream (a row's logits are computed at the row before) lives here: asked rows and computed rows are different sets. */
+/* denoise.c: one step of the reverse process, x_t -> x_s: the pass, how sure the model is, what to reveal, and on to the next step. */
 #include <math.h>
 #include <string.h>
 
@@ -8,15 +7,10 @@
 
 static bool free_running(const dllm_params *p) { return p->threshold > 0 || p->factor > 0; }
 
-static bool masked(const dllm_session *s, const dllm_sequence *q, int32_t r)
-{
-    return s->ids[0][q->first + r] == s->params.mask_id;
-}
-
 static int32_t count_masked(const dllm_session *s, const dllm_sequence *q, int32_t lo, int32_t hi)
 {
     int32_t n = 0;
-    for (int32_t r = lo; r < hi; r++) n += masked(s, q, r);
+    for (int32_t r = lo; r < hi; r++) n += dllm_masked(s, q, r);
     return n;
 }
 
@@ -29,147 +23,6 @@ void dllm_open_block(dllm_session *s, dllm_sequence *q)
     q->masks = count_masked(s, q, q->lo, q->hi);
 }
 
-/* ---- randomness: recorded numbers if the caller has them, else Philox ------------------------------------------------------------- */
-static dllm_key key_of(const dllm_session *s, const dllm_sequence *q, int32_t packed_row)
-{
-    return (dllm_key){ q->seed, q->stream, (uint32_t)q->step, (uint32_t)(packed_row - q->first) };
-}
-
-static int ask_noise(dllm_session *s, dllm_draw kind, int ndim, int64_t a, int64_t b, int64_t c, const void **out)
-{
-    const int64_t shape[] = { a, b, c };
-    *out = s->params.noise.draw(s->params.noise.arg, kind, shape, ndim);
-    FAIL_IF(!*out, DLLM_E_CALLBACK, "the noise source gave no numbers");
-    return 0;
-}
-
-static int64_t longest(const dllm_session *s)
-{
-    int64_t len = 0;
-    for (int b = 0; b < s->n_sequences; b++) len = s->sequences[b].len > len ? s->sequences[b].len : len;
-    return len;
-}
-
-/* ---- before the forward: candidates, and the rows that speak for them --------------------------------------------------------------- */
-/* 1 - t_s / t_t: the share of the masks that this step should reveal. */
-static float share(const dllm_session *s, const dllm_sequence *q)
-{
-    const int32_t i = q->block_step;
-    return i < dllm_block_steps(&s->params) - 1 ? 1 - s->times[i + 1] / s->times[i] : 1;
-}
-
-/* The row whose logits are row r's: Dream's are computed at the row before. */
-static int32_t speaker_of(const dllm_session *s, int32_t r) { return s->model->config.shift_logits && r > 0 ? r - 1 : r; }
-
-static bool travels(const dllm_plan *p, int32_t r) { return r >= p->rows.first && r < p->rows.first + p->rows.n; }
-
-static bool has_speaker(const dllm_session *s, const dllm_sequence *q, int32_t r)
-{
-    const dllm_plan *p = &s->plans[q->index];
-    const int32_t speaker = speaker_of(s, r);
-    if (travels(p, speaker)) return true;
-    return travels(p, r) && (s->params.shift != DLLM_SHIFT_CARRY || q->carried == speaker);
-}
-
-/* Rows that may be revealed now: masks below the open end that somebody speaks for. */
-static void choose_candidates(dllm_session *s)
-{
-    const dllm_rule rule = s->params.rule;
-    s->n_candidates = 0;
-    for (int b = 0; b < s->n_sequences; b++) {
-        const dllm_sequence *q = &s->sequences[b];
-        const int32_t from = rule == DLLM_RULE_FIRST ? q->lo : 0,
-                      to = rule == DLLM_RULE_FIRST && q->block_step == 0 ? q->lo + 1 : q->hi;
-        int32_t most = rule == DLLM_RULE_STEADY ? dllm_block_len(&s->params) : q->len;
-        for (int32_t r = from; !q->done && r < to && most > 0; r++) {
-            if (!masked(s, q, r) || !has_speaker(s, q, r)) continue;
-            s->candidates[s->n_candidates++] = q->first + r;
-            most--;
-        }
-    }
-}
-
-/* The origin rule: every mask is revealed by its own coin. Only those need the head. */
-static void flip_coins(dllm_session *s, const dllm_sequence *q, int64_t from, int64_t to, const float *recorded)
-{
-    for (int64_t i = from; i < to; i++) {
-        const dllm_key key = key_of(s, q, s->candidates[i]);
-        const float u = recorded ? recorded[i] : dllm_uniform(&key, DLLM_USE_COIN);
-        s->source[i] = u < share(s, q) ? 0 : -1;
-    }
-}
-
-/* Does a later sequence lean on the last row of this one, as DyLLM's own code does? */
-static bool lends(const dllm_session *s, const dllm_sequence *q)
-{
-    int b = q->index + 1;
-    while (b < s->n_sequences && s->plans[b].rows.n == 0) b++;
-    return s->params.shift == DLLM_SHIFT_FLAT && s->model->config.shift_logits && b < s->n_sequences && s->plans[b].rows.first > 0;
-}
-
-/* Marks the rows of one sequence whose logits somebody wants: its candidates [from, to), guidance, later passes, a neighbour. */
-static void mark_wanted(dllm_session *s, const dllm_sequence *q, int64_t from, int64_t to)
-{
-    const dllm_plan *p = &s->plans[q->index];
-    int32_t *wanted = q->pick[0];
-    memset(wanted, 0, (size_t)q->len * sizeof *wanted);
-    for (int64_t i = from; i < to; i++) {
-        const int32_t r = s->candidates[i] - q->first, speaker = speaker_of(s, r);
-        if (s->source[i] >= 0) wanted[travels(p, speaker) ? speaker : r] = 1;
-    }
-    for (int32_t r = 0; s->residual.data && r < q->len; r++) {
-        if (masked(s, q, r)) wanted[speaker_of(s, r)] = 1;
-    }
-    if (s->model->config.shift_logits && p->carry >= 0) wanted[p->carry] = 1;
-    if (p->rows.n > 0 && lends(s, q)) wanted[p->rows.first + p->rows.n - 1] = 1;
-}
-
-/* Asks the marked rows that travel; where[r] says which row of final will hold row r. */
-static void ask_wanted(dllm_session *s, dllm_sequence *q)
-{
-    const int32_t *wanted = q->pick[0];
-    int32_t *where = q->pick[1], *mine = s->ask + s->n_ask;
-    q->ask = (dllm_rows){ .idx = mine };
-    for (int32_t r = 0; r < q->len; r++) {
-        where[r] = -1;
-        if (!wanted[r] || !travels(&s->plans[q->index], r)) continue;
-        where[r] = (int32_t)s->n_ask++;
-        mine[q->ask.n++] = r;
-    }
-}
-
-/* The row of final that speaks for row r. If the row before does not travel: as it was, or as the methods' own code has it. */
-static int32_t source_of(const dllm_session *s, const dllm_sequence *q, int32_t r)
-{
-    const int32_t *where = q->pick[1];
-    const int32_t speaker = speaker_of(s, r);
-    if (travels(&s->plans[q->index], speaker)) return where[speaker];
-    if (s->params.shift == DLLM_SHIFT_CARRY) return (int32_t)s->rows + q->index;
-    return s->params.shift == DLLM_SHIFT_FLAT && where[r] > 0 ? where[r] - 1
-                                                              : where[r]; /* final is packed: the neighbour's last row */
-}
-
-static int choose_asked(dllm_session *s)
-{
-    const bool origin = s->params.score == DLLM_SCORE_ORIGIN;
-    const void *coins = NULL;
-    if (origin && s->params.noise.draw) TRY(ask_noise(s, DLLM_DRAW_UNIFORM, 1, s->n_candidates, 0, 0, &coins));
-    s->n_ask = 0;
-    int64_t at = 0;
-    for (int b = 0; b < s->n_sequences; b++) {
-        dllm_sequence *q = &s->sequences[b];
-        const int64_t from = at;
-        for (; at < s->n_candidates && s->candidates[at] < q->first + q->len; at++) s->source[at] = 0;
-        if (origin) flip_coins(s, q, from, at, coins);
-        mark_wanted(s, q, from, at);
-        ask_wanted(s, q);
-        for (int64_t i = from; i < at; i++) {
-            if (s->source[i] >= 0) s->source[i] = source_of(s, q, s->candidates[i] - q->first);
-        }
-    }
-    return 0;
-}
-
 /* Guidance is asked at every interval and in the first five steps; in between what it added last is kept. */
 static bool guidance_due(const dllm_session *s)
 {
@@ -178,20 +31,12 @@ static bool guidance_due(const dllm_session *s)
     return s->branches > 1 && (step < WARM_UP || step % (uint64_t)s->params.cfg_interval == 0);
 }
 
-static int prepare(dllm_session *s)
-{
-    dllm_watch_clear(s);
-    dllm_plan_branch(s, 0);
-    choose_candidates(s);
-    return choose_asked(s);
-}
-
 int dllm_session_forward(dllm_session *s)
 {
     FAIL_IF(s->forwarded, DLLM_E_VALUE, "forward was called twice: decide comes between");
     const double start = dllm_seconds();
     const bool guided = guidance_due(s);
-    TRY(prepare(s));
+    TRY(dllm_ask(s));
     /* An uncached pass that nobody reads would leave no trace. */
     if (s->n_ask > 0 || dllm_keeps(s)) dllm_forward(s, guided);
     if (guided && s->residual.data) dllm_keep_residual(s);
@@ -215,8 +60,8 @@ static int token_noise(dllm_session *s, int64_t drawn, const void **noise)
     *noise = NULL;
     if (!s->params.noise.draw || s->params.temperature == 0) return 0;
     const int64_t vocab = s->model->config.vocab;
-    if (s->params.gumbel) return ask_noise(s, DLLM_DRAW_TOKEN_UNIFORM, 3, s->n_sequences, longest(s), vocab, noise);
-    return ask_noise(s, DLLM_DRAW_EXPONENTIAL, 2, drawn, vocab, 0, noise);
+    if (s->params.gumbel) return dllm_draw_noise(s, DLLM_DRAW_TOKEN_UNIFORM, 3, s->n_sequences, dllm_longest(s), vocab, noise);
+    return dllm_draw_noise(s, DLLM_DRAW_EXPONENTIAL, 2, drawn, vocab, 0, noise);
 }
 
 typedef struct {
@@ -248,7 +93,7 @@ static int predict(dllm_session *s, dllm_mat given)
     for (int64_t i = 0; i < s->n_candidates; i++) drawn += s->source[i] != -1;
     const void *noise;
     TRY(token_noise(s, drawn, &noise));
-    const int64_t len = longest(s), most = s->logits[0].rows;
+    const int64_t len = dllm_longest(s), most = s->logits[0].rows;
     head_round r = { .n = 0 };
     drawn = 0;
     for (int64_t i = 0, b = 0; i < s->n_candidates; i++) {
@@ -262,7 +107,7 @@ static int predict(dllm_session *s, dllm_mat given)
         r.which[r.n] = i;
         r.rows[r.n] = s->source[i];
         r.noise_rows[r.n] = (int32_t)(s->params.gumbel ? b * len + s->candidates[i] - q->first : drawn);
-        s->row_keys[r.n] = key_of(s, q, s->candidates[i]);
+        s->row_keys[r.n] = dllm_key_of(s, q, s->candidates[i]);
         drawn++;
         if (++r.n == most) run_round(s, &r, given, noise);
     }
@@ -275,8 +120,8 @@ static int recorded_scores(dllm_session *s)
 {
     if (s->params.score != DLLM_SCORE_RANDOM || !s->params.noise.draw) return 0;
     const void *noise;
-    const int64_t len = longest(s);
-    TRY(ask_noise(s, DLLM_DRAW_UNIFORM, 2, s->n_sequences, len, 0, &noise));
+    const int64_t len = dllm_longest(s);
+    TRY(dllm_draw_noise(s, DLLM_DRAW_UNIFORM, 2, s->n_sequences, len, 0, &noise));
     for (int64_t i = 0, b = 0; i < s->n_candidates; i++) {
         while (s->candidates[i] >= s->sequences[b].first + s->sequences[b].len) b++;
         s->score[i] = ((const float *)noise)[b * len + s->candidates[i] - s->sequences[b].first];
@@ -293,7 +138,7 @@ static int32_t scheduled(const dllm_session *s, const dllm_sequence *q, int32_t 
     if (s->params.score == DLLM_SCORE_ORIGIN) return n;
     if (s->params.rule == DLLM_RULE_STEADY) return at_most(s->params.answer_len / s->params.steps, n);
     if (s->params.rule == DLLM_RULE_FIRST && q->block_step == 0) return n;
-    if (s->params.rule != DLLM_RULE_QUOTA) return (int32_t)((float)n * share(s, q));
+    if (s->params.rule != DLLM_RULE_QUOTA) return (int32_t)((float)n * dllm_share(s, q));
     const int32_t steps = dllm_block_steps(&s->params);
     const int32_t quota = q->masks / steps + (q->block_step < q->masks % steps);
     return at_most(quota, n);
@@ -332,7 +177,7 @@ static void set_priorities(dllm_session *s, const dllm_sequence *q, int64_t firs
     double total = 0;
     for (int32_t i = 0; i < n; i++) total += (double)expf((w[i] - highest) / p->alg_temp);
     for (int32_t i = 0; i < n; i++) {
-        const dllm_key key = key_of(s, q, s->candidates[first + i]);
+        const dllm_key key = dllm_key_of(s, q, s->candidates[first + i]);
         const float e = recorded ? recorded[s->candidates[first + i] - q->first] : dllm_exponential(&key, DLLM_USE_PLACE);
         w[i] = (float)((double)expf((w[i] - highest) / p->alg_temp) / total) / e;
     }
@@ -409,10 +254,10 @@ static bool ended_early(dllm_session *s, const dllm_sequence *q)
 {
     int32_t *ids = s->ids[0] + q->first;
     int32_t r = q->prompt;
-    while (r < q->len && ids[r] != s->params.eos_id && !masked(s, q, r)) r++;
+    while (r < q->len && ids[r] != s->params.eos_id && !dllm_masked(s, q, r)) r++;
     if (r == q->len || ids[r] != s->params.eos_id) return false;
     for (; r < q->len; r++) {
-        if (masked(s, q, r)) ids[r] = s->params.eos_id;
+        if (dllm_masked(s, q, r)) ids[r] = s->params.eos_id;
     }
     return true;
 }
@@ -479,7 +324,7 @@ static int place_noise(dllm_session *s, const void **noise)
         const int32_t wanted = q->done ? 0 : scheduled(s, q, (int32_t)(at - from));
         if (wanted > most) most = wanted;
     }
-    return most ? ask_noise(s, DLLM_DRAW_EXPONENTIAL, 2, s->n_sequences, longest(s), 0, noise) : 0;
+    return most ? dllm_draw_noise(s, DLLM_DRAW_EXPONENTIAL, 2, s->n_sequences, dllm_longest(s), 0, noise) : 0;
 }
 
 static int unfinished(const dllm_session *s)
@@ -496,7 +341,7 @@ int dllm_session_decide(dllm_session *s, dllm_mat logits)
             DLLM_E_VALUE, "logits [%lld, %lld] in %s: [%lld, %d] in float32 expected", (long long)logits.rows,
             (long long)logits.cols, dllm_dtype_name(logits.dtype), (long long)s->rows, s->model->config.vocab);
     const double start = dllm_seconds();
-    if (!s->forwarded) TRY(prepare(s));
+    if (!s->forwarded) TRY(dllm_ask(s));
     s->forwarded = false;
     s->n_revealed = 0;
     const void *noise;
@@ -504,7 +349,7 @@ int dllm_session_decide(dllm_session *s, dllm_mat logits)
     TRY(dllm_check_device(s));
     TRY(recorded_scores(s));
     TRY(place_noise(s, &noise));
-    const int64_t len = longest(s);
+    const int64_t len = dllm_longest(s);
     for (int64_t at = 0, b = 0; b < s->n_sequences; b++) {
         dllm_sequence *q = &s->sequences[b];
         const int64_t from = at;

@@ -51,6 +51,15 @@ int32_t dllm_block_len(const dllm_params *p);
 int32_t dllm_block_steps(const dllm_params *p);
 dllm_sampling dllm_sampling_of(const dllm_params *p);
 
+/* ask.c: before a pass */
+int dllm_ask(dllm_session *s); /* plans branch 0, and chooses candidates, the rows asked for them, and the source of each */
+bool dllm_masked(const dllm_session *s, const dllm_sequence *q, int32_t r);
+float dllm_share(const dllm_session *s, const dllm_sequence *q); /* of the masks, that the time schedule reveals in this step */
+dllm_key dllm_key_of(const dllm_session *s, const dllm_sequence *q, int32_t packed_row);
+int64_t dllm_longest(const dllm_session *s); /* rows of the longest sequence */
+/* Recorded random numbers of shape a, [a, b] or [a, b, c]. */
+int dllm_draw_noise(dllm_session *s, dllm_draw kind, int ndim, int64_t a, int64_t b, int64_t c, const void **out);
+
 /* denoise.c */
 void dllm_open_block(dllm_session *s, dllm_sequence *q);
 void dllm_ids_changed(dllm_session *s, dllm_sequence *q, const int32_t *ids); /* a hook is about to set these packed ids */

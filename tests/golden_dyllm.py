@@ -48,7 +48,7 @@ def collect(folder: Folder) -> Iterator[Case]:
 
 def manifest(man: Mapping[str, Any], check: Check) -> None:
     check.known("manifest keys", man, TOP_KEYS)
-    check.known("conventions", man["conventions"], CONVENTIONS)
+    check.known("conventions", man.get("conventions", ()), CONVENTIONS)
     check.done += 1
 
 
@@ -70,8 +70,8 @@ def run(folder: Folder, case: Mapping[str, Any], check: Check) -> None:
         for b, (ids, sane) in enumerate(zip(generate(folder, case, shift="carry"), case["alt_final_ids_row0_carry"], strict=True)):
             check.same(f"final ids with the carried row, sequence {b}", ids, sane)
     if case["generated_tokens_equal_to_baseline"] is not None:
-        base = baseline(folder, case["family"])
-        equal = (np.array(final[0]) == base["final_ids"][0])[len(case["prompts"][0]) :]
+        uncached = generate(folder, case, cache=None)
+        equal = (np.array(final[0]) == uncached[0])[len(case["prompts"][0]) :]
         check.same("generated_tokens_equal_to_baseline", int(equal.sum()), case["generated_tokens_equal_to_baseline"])
     if case["tensor_dump"]:
         dumps(folder, case, check)
@@ -102,16 +102,16 @@ def options(case: Mapping[str, Any], shift: str) -> dict[str, Any]:
 
 
 def generate(
-    folder: Folder, case: Mapping[str, Any], callback: Any = None, shift: str = "flat", only: slice = slice(None)
+    folder: Folder, case: Mapping[str, Any], callback: Any = None, shift: str = "flat", only: slice = slice(None), **other: Any
 ) -> list[np.ndarray]:
-    """The case by the official call, with the method's own rule."""
+    """The case by the official call, with the method's own rule. other: options in place of the case's."""
     import dllm_fast
 
     o, model = case["settings"], folder.model(case["model"])
     shared = {
         "steps": o["steps"], "cache": dllm_fast.DyLLM(**options(case, shift)), "rule": "dyllm", "block_length": o["block_size"],
         "threshold": o["confidence_threshold"], "early_stop": not o["ignore_eos"], "callback": callback,
-    }  # fmt: skip
+    } | other  # fmt: skip
     prompts = [np.array(p) for p in case["prompts"][only]]
     if case["family"] == "llada":
         ids = {"eos_id": case["eos_token_id"], "mask_id": case["mask_token_id"]}
@@ -324,28 +324,12 @@ def invariant(folder: Folder, setting: Mapping[str, Any], check: Check) -> None:
         pass
     found = [session.tokens()]
     if all_rows and whole:
-        found.append(exactly(folder, case))
+        import dllm_fast
+
+        found.append(generate(folder, case, cache=dllm_fast.DyLLM(exact=True))[0])
     for ids in found:
         check.same("equals_baseline", np.array_equal(ids, gold), setting["equals_baseline"])
         check.same("generated_tokens_equal", int((ids == gold)[prompt:].sum()), setting["generated_tokens_equal"])
-
-
-def exactly(folder: Folder, case: Mapping[str, Any]) -> np.ndarray:
-    """The same by the public option."""
-    import dllm_fast
-
-    o, model, prompt = case["settings"], folder.model(case["model"]), [np.array(case["prompts"][0])]
-    shared = {
-        "steps": o["steps"],
-        "cache": dllm_fast.DyLLM(exact=True),
-        "rule": "dyllm",
-        "block_length": o["block_size"],
-        "early_stop": False,
-    }
-    if case["family"] == "llada":
-        return dllm_fast.generate(model, prompt, gen_length=o["max_new_tokens"], mask_id=case["mask_token_id"], **shared)[0]
-    length = {"max_new_tokens": o["max_new_tokens"], "mask_token_id": case["mask_token_id"]}
-    return model.diffusion_generate(prompt, alg="entropy", **length, **shared)[0]
 
 
 def official(folder: Folder, check: Check) -> None:

@@ -43,7 +43,8 @@ def draw(prompt: str, length: int, steps: int) -> str:
         decided[(decided < 0) & ~masked] = step.index
         for i, (token, hidden) in enumerate(zip(answer, masked, strict=True)):
             dark = "#fff" if decided[i] > steps / 2 else "#123"
-            look = ("·", "#f2f2f2", "#aaa") if hidden else (tokenizer.piece(int(token)), colour(decided[i], steps), dark)
+            piece = tokenizer.piece(int(token))
+            look = ("·", "#f2f2f2", "#aaa") if hidden else (piece if len(piece) == 1 else "", colour(decided[i], steps), dark)
             parts.append(square(LEFT + i * CELL, y, *look))
     size = f'width="{LEFT + length * CELL + 4}" height="{steps * CELL + 8}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="monospace" font-size="12">'
@@ -52,7 +53,7 @@ def draw(prompt: str, length: int, steps: int) -> str:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("prompt", nargs="?", default="A123+456=")
+    p.add_argument("prompt", nargs="?", default="Wm++++----++++--------=")
     p.add_argument("--length", type=int, default=24)
     p.add_argument("--steps", type=int, default=12)
     p.add_argument("--out", default=str(pathlib.Path(__file__).parents[1] / "docs" / "denoising.svg"))

@@ -5,7 +5,7 @@
 #include "rng.h"
 #include "session.h"
 
-static bool free_running(const dllm_params *p) { return p->threshold > 0 || p->factor > 0; }
+static bool free_running(const dllm_params *p) { return p->threshold > -INFINITY || p->factor > 0; }
 
 static int32_t count_masked(const dllm_session *s, const dllm_sequence *q, int32_t lo, int32_t hi)
 {
@@ -154,7 +154,7 @@ static int32_t sure_enough(const dllm_session *s, int64_t first, int32_t n)
     int32_t sure = 0;
     while (sure < n) {
         const int64_t i = first + s->order[sure];
-        const float limit = p->threshold > 0 ? p->threshold : 1 - p->factor / (float)(sure + 2);
+        const float limit = p->threshold > -INFINITY ? p->threshold : 1 - p->factor / (float)(sure + 2);
         if (sure > 0 && (sureness(s, i) < limit || (s->token[i] == p->mask_id && p->rule != DLLM_RULE_STEADY))) break;
         sure++;
     }

@@ -182,7 +182,7 @@ typedef struct {
     bool argmax;       /* the token is always the best one; temperature only rescales scores */
     float cfg_scale;   /* classifier-free guidance: 0 off */
     int32_t cfg_interval; /* steps between passes without the condition, after the first five; what they add is kept in between */
-    float threshold;      /* reveal every candidate whose probability reaches it, at least one; <= 0: off */
+    float threshold;      /* reveal every candidate whose probability reaches it, at least one; -INFINITY: off */
     float factor;         /* Fast-dLLM's factor rule: reveal the n surest with p_n >= 1 - factor / (n + 1); <= 0: off */
     bool early_stop;      /* a sequence ends once everything before its first EOS is fixed; the rest becomes EOS */
     bool logits_eos_inf, confidence_eos_eot_inf; /* LLaDA's two flags */

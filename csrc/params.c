@@ -17,6 +17,7 @@ void dllm_params_init(dllm_params *p, const dllm_config *c)
         .top_p = 1,
         .eps = 1e-3f,
         .cfg_interval = 1,
+        .threshold = -INFINITY,
         .mask_id = c->mask_id,
         .eos_id = c->eos_id,
         .eot_id = c->eot_id,
@@ -108,9 +109,10 @@ int dllm_check_params(const dllm_params *p, const dllm_config *c)
     FAIL_IF(p->top_k < 0, DLLM_E_VALUE, "top_k %d: 0 (off) or more expected", p->top_k);
     FAIL_IF(isnan(p->threshold) || isnan(p->factor), DLLM_E_VALUE, "threshold %g, factor %g: numbers expected",
             (double)p->threshold, (double)p->factor);
-    FAIL_IF(p->threshold > 0 && p->factor > 0, DLLM_E_VALUE, "threshold %g and factor %g exclude each other", (double)p->threshold,
-            (double)p->factor);
-    FAIL_IF(p->score == DLLM_SCORE_ORIGIN && p->answer_len > 0 && (p->rule != DLLM_RULE_TIMES || p->threshold > 0 || p->factor > 0),
+    FAIL_IF(p->threshold > -INFINITY && p->factor > 0, DLLM_E_VALUE, "threshold %g and factor %g exclude each other",
+            (double)p->threshold, (double)p->factor);
+    FAIL_IF(p->score == DLLM_SCORE_ORIGIN && p->answer_len > 0 &&
+                (p->rule != DLLM_RULE_TIMES || p->threshold > -INFINITY || p->factor > 0),
             DLLM_E_VALUE,
             "alg \"origin\" flips a coin for every mask by the time schedule: it goes with no other rule, threshold or factor");
     FAIL_IF(p->cfg_interval < 1, DLLM_E_VALUE, "cfg_interval %d: at least 1 expected", p->cfg_interval);

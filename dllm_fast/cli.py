@@ -62,7 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     gen = commands.add_parser("generate", help="answer a prompt")
     gen.usage = "dllm-fast generate [MODEL] PROMPT [options]"
     gen.add_argument(
-        "words", nargs="+", metavar="MODEL PROMPT", help="a checkpoint folder or hub id (default: the demo); the prompt"
+        "words",
+        nargs="+",
+        metavar="MODEL PROMPT",
+        help="a checkpoint folder or hub id (default: the small one shipped here); the prompt",
     )
     gen.add_argument("--steps", type=int, help="forward passes; default: one a token")
     gen.add_argument("--gen-length", type=int, default=64, help="tokens to write (default 64)")
@@ -165,7 +168,10 @@ def _generate(args: argparse.Namespace) -> int:
     *path, prompt = args.words
     folder = folder_of(path[0] if path else None)
     if not path:
-        print("dllm-fast: no MODEL given: this is the demo, a tiny model with random weights; expect noise", file=sys.stderr)
+        print(
+            "dllm-fast: no MODEL given: a small one that solves puzzles: A123+456= (add), Rhello= (reverse), P= (palindrome)",
+            file=sys.stderr,
+        )
     model = load(folder, dtype=args.dtype, device=args.device, threads=args.threads)
     words: tokenizer.Tokenizer = tokenizer.NumberTokenizer() if args.ids else tokenizer.of_folder(folder)
     ids = np.array([words.encode(prompt)], np.int64)

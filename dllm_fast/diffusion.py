@@ -129,7 +129,7 @@ def _run(model: Model, ids: Any, attention_mask: Any, o: Mapping[str, Any]) -> R
         "alg_temp": o["alg_temp"] or 0.0,
         "eps": o["eps"],
         "cfg_scale": 0.0,
-        **surest(o["threshold"], None),
+        **surest(o["threshold"], None, o["rule"]),
         **decoding,
         **(cache.params() if cache else {}),
         "mask_id": mask_id,

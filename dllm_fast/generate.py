@@ -1,5 +1,6 @@
 """LLaDA's way of generating: the function `generate`, and the same as an iterator, `stream`."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,7 +112,7 @@ def _run(
         "top_k": 0,
         "alg_temp": 0.0,
         "cfg_scale": cfg_scale,
-        **surest(threshold, factor),
+        **surest(threshold, factor, rule),
         **decoding,
         **(cache.params() if cache else {}),
         "logits_eos_inf": logits_eos_inf,
@@ -138,11 +139,14 @@ def check_lengths(steps: int, length: int, block_length: int, name: str) -> None
         raise ValueError(f"steps {steps} is not a multiple of the {blocks} blocks ({name} {length} / block_length {block_length})")
 
 
-def surest(threshold: float | None, factor: float | None) -> dict[str, float]:
-    """The two rules of parallel decoding, as the core takes them."""
+def surest(threshold: float | None, factor: float | None, rule: str | None) -> dict[str, float]:
+    """The two rules of parallel decoding, as the core takes them.
+
+    A threshold is a probability; under DyLLM's own rule it is whatever that rule orders by, for Dream a negative entropy.
+    """
     if threshold is not None and factor is not None:
         raise ValueError(f"threshold {threshold} and factor {factor} are two rules: give one")
-    for name, value in (("threshold", threshold), ("factor", factor)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be more than 0, not {value}")
-    return {"threshold": threshold or 0.0, "factor": factor or 0.0}
+    for name, value, lowest in (("threshold", threshold, -math.inf if rule == "dyllm" else 0), ("factor", factor, 0)):
+        if value is not None and not value > lowest:
+            raise ValueError(f"{name} must be more than {lowest}, not {value}")
+    return {"threshold": -math.inf if threshold is None else threshold, "factor": factor or 0.0}

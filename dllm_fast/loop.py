@@ -191,6 +191,6 @@ class Run:
                 advance(step.index + 1)
                 if seen is not None:
                     seen.append(step.sequences)
-                if callback and callback(step) is False:
+                if callback is not None and callback(step) is False:
                     break
         return GenerateOutput(self.sequences(), seen, self.stats())

@@ -9,7 +9,7 @@ import numpy as np
 from . import _core, cuda
 from .inputs import Batch, is_tensor
 
-DEMO = os.path.join(os.path.dirname(__file__), "data", "demo")
+DEMO = os.path.join(os.path.dirname(__file__), "data", "llada-tiny")  # trained on puzzles by benchmarks/train_tiny.py
 
 
 def load(

@@ -1,4 +1,4 @@
-"""Text to ids and back for the command line: tokenizer.json through the tokenizers package, or our demo's table of characters."""
+"""Text to ids and back for the command line: tokenizer.json through the tokenizers package, or a table of characters."""
 
 import json
 import os
@@ -42,7 +42,7 @@ class CharTokenizer:
     def encode(self, text: str) -> list[int]:
         unknown = sorted(set(text) - set(self.ids))
         if unknown:
-            raise ValueError(f"the demo model has no token for {', '.join(map(repr, unknown[:5]))}")
+            raise ValueError(f"this model has no token for {', '.join(map(repr, unknown[:5]))}")
         return [self.ids[c] for c in text]
 
     def decode(self, ids: list[int]) -> str:

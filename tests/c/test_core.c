@@ -102,7 +102,7 @@ static void check_guidance_and_threshold(const opened *o, const char *where)
     p.cfg_scale = 0;
     p.threshold = 0.3f;
     expect(generate(o, &p, 3, out) > 0, "threshold decoding ends", where);
-    p.threshold = 0;
+    p.threshold = -INFINITY;
     p.factor = 1;
     expect(generate(o, &p, 3, out) > 0, "factor decoding ends", where);
 }

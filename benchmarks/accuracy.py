@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--family", choices=("llada", "dream", "both"), default="both")
     parser.add_argument("--model", help="another checkpoint folder that knows the puzzles; with one family")
     parser.add_argument("--count", type=int, default=64, help="puzzles a task and seed")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--block", type=int, default=16, help="block length")
     parser.add_argument("--only", default="", help="only methods whose name starts so")
     parser.add_argument("--threads", type=int)

@@ -3,7 +3,7 @@
 
 #include "trial.h"
 
-/* ---- attend_delta: the rows of a trial are its queries, as in cases_attention.c ------------------------------------------------------ */
+/* ---- attend_delta: the rows of a trial are its queries, as in cases_attention.c ---------------------------------------------- */
 enum { DELTA_Q, DELTA_K, DELTA_DV, DELTA_OUT, DELTA_OLD, DELTA_SPANS, DELTA_COLUMNS, DELTA_CHANGED, MAX_SPANS = 4, BEFORE = 2 };
 
 typedef struct {
@@ -78,8 +78,8 @@ static void fill_spans(dllm_trial *t, const spans *s, bool ranged, int64_t slots
     }
 }
 
-/* As for attend: an error of the scores is a relative error of the weights, and one weight near 1 that rounds to the other side moves a
- * sum by half an epsilon of the greatest change. */
+/* As for attend: an error of the scores is a relative error of the weights, and one weight near 1 that rounds to the other side
+ * moves a sum by half an epsilon of the greatest change. */
 static double delta_slack(const delta_shape *s, dllm_trial_kind kind)
 {
     const double rounding = kind == TRIAL_F32 ? 0 : dllm_trial_epsilon(kind);
@@ -155,7 +155,7 @@ void dllm_check_attend_delta(dllm_checker *k)
     }
 }
 
-/* ---- copy, replace, cosine ----------------------------------------------------------------------------------------------------------- */
+/* ---- copy, replace, cosine --------------------------------------------------------------------------------------------------- */
 enum { PAIR_A, PAIR_B, PAIR_OUT };
 
 typedef struct {
@@ -270,7 +270,7 @@ void dllm_check_cosine(dllm_checker *k)
     }
 }
 
-/* ---- importance: the rows of a trial are its keys ------------------------------------------------------------------------------------ */
+/* ---- importance: the rows of a trial are its keys ---------------------------------------------------------------------------- */
 enum { HEED_Q, HEED_K, HEED_OUT };
 
 typedef struct {

@@ -1,5 +1,5 @@
-/* keep_body.h: replace, cosine and importance for the vectors that simd.h gives. Sums run in vectors over a stretch and in double over the
- * stretches. */
+/* keep_body.h: replace, cosine and importance for the vectors that simd.h gives. Sums run in vectors over a stretch and in double
+ * over the stretches. */
 #include <math.h>
 
 #include "keep.h"
@@ -8,7 +8,7 @@
 
 enum { STRETCH = 32 * LANES, CHAINS = 2 };
 
-/* ---- replace ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- replace ----------------------------------------------------------------------------------------------------------------- */
 VEC void exchange(const dllm_dtype t, void *v, void *kept, dllm_dtype kept_dtype, int64_t n)
 {
     for (int64_t j = 0; j < n; j += LANES) {
@@ -29,7 +29,7 @@ static void replace(dllm_device *d, dllm_mat kept, dllm_rows rows, dllm_mat v)
     dllm_rows_run(&job, d->threads, v.cols);
 }
 
-/* ---- cosine ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- cosine ------------------------------------------------------------------------------------------------------------------ */
 /* Adds x y, x x and y y of elements [j, end), at most a stretch, to total. */
 VEC void add_products(const dllm_dtype t, const void *x, const void *y, dllm_dtype y_dtype, int64_t j, int64_t end, double total[3])
 {
@@ -68,7 +68,7 @@ static void cosine(dllm_device *d, float *out, dllm_mat a, dllm_rows a_rows, dll
     dllm_rows_run(&job, d->threads, 2 * a.cols);
 }
 
-/* ---- importance -------------------------------------------------------------------------------------------------------------------- */
+/* ---- importance -------------------------------------------------------------------------------------------------------------- */
 /* The mean over heads and queries of q.k is the product of k with the queries' sum: first that sum, a k/v head a task. */
 struct queries {
     dllm_mat q;

@@ -85,6 +85,15 @@ static bool lends(const dllm_session *s, const dllm_sequence *q)
     return s->params.shift == DLLM_SHIFT_FLAT && s->model->config.shift_logits && b < s->n_sequences && s->plans[b].rows.first > 0;
 }
 
+/* Will a later pass read the state of the row that the plan would carry? Only if the row after it is a mask, and asks the row before
+ * as it was. */
+static bool carries(const dllm_session *s, const dllm_sequence *q)
+{
+    const int32_t carry = s->plans[q->index].carry;
+    return s->model->config.shift_logits && s->params.shift == DLLM_SHIFT_CARRY && carry >= 0 && carry + 1 < q->len &&
+           dllm_masked(s, q, carry + 1);
+}
+
 /* Marks the rows of one sequence whose logits somebody wants: its candidates [from, to), guidance, later passes, a neighbour. */
 static void mark_wanted(dllm_session *s, const dllm_sequence *q, int64_t from, int64_t to)
 {
@@ -98,7 +107,7 @@ static void mark_wanted(dllm_session *s, const dllm_sequence *q, int64_t from, i
     for (int32_t r = 0; s->residual.data && r < q->len; r++) {
         if (dllm_masked(s, q, r)) wanted[speaker_of(s, r)] = 1;
     }
-    if (s->model->config.shift_logits && p->carry >= 0) wanted[p->carry] = 1;
+    if (carries(s, q)) wanted[p->carry] = 1;
     if (p->rows.n > 0 && lends(s, q)) wanted[p->rows.first + p->rows.n - 1] = 1;
 }
 

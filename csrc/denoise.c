@@ -75,10 +75,15 @@ typedef struct {
 
 static void run_round(dllm_session *s, head_round *r, dllm_mat given, const void *noise)
 {
+    const dllm_rows at = { .idx = r->rows, .n = r->n };
     if (given.data) given_logits(s, given, r->which, r->n);
-    else dllm_head(s, (dllm_rows){ .idx = r->rows, .n = r->n });
-    s->device.ops->predict(&s->device, r->token, r->score, r->prob, s->logits[0], r->n, &s->sampling, s->row_keys, noise,
-                           r->noise_rows);
+    if (!given.data && dllm_decodes_fused(s)) {
+        dllm_head_predict(s, at, r->token, r->score, r->prob);
+    } else {
+        if (!given.data) dllm_head(s, at);
+        s->device.ops->predict(&s->device, r->token, r->score, r->prob, s->logits[0], r->n, &s->sampling, s->row_keys, noise,
+                               r->noise_rows);
+    }
     for (int32_t i = 0; i < r->n; i++) {
         s->token[r->which[i]] = r->token[i];
         s->score[r->which[i]] = r->score[i];
@@ -93,7 +98,8 @@ static int predict(dllm_session *s, dllm_mat given)
     for (int64_t i = 0; i < s->n_candidates; i++) drawn += s->source[i] != -1;
     const void *noise;
     TRY(token_noise(s, drawn, &noise));
-    const int64_t len = dllm_longest(s), most = s->logits[0].rows;
+    if (given.data) TRY(dllm_need_logits(s));
+    const int64_t len = dllm_longest(s);
     head_round r = { .n = 0 };
     drawn = 0;
     for (int64_t i = 0, b = 0; i < s->n_candidates; i++) {
@@ -109,7 +115,7 @@ static int predict(dllm_session *s, dllm_mat given)
         r.noise_rows[r.n] = (int32_t)(s->params.gumbel ? b * len + s->candidates[i] - q->first : drawn);
         s->row_keys[r.n] = dllm_key_of(s, q, s->candidates[i]);
         drawn++;
-        if (++r.n == most) run_round(s, &r, given, noise);
+        if (++r.n == s->head_rows) run_round(s, &r, given, noise);
     }
     if (r.n > 0) run_round(s, &r, given, noise);
     return 0;
@@ -183,20 +189,44 @@ static void set_priorities(dllm_session *s, const dllm_sequence *q, int64_t firs
     }
 }
 
-/* order[0 .. count) = the candidates of highest priority, the lower row first among equals. */
+/* Does candidate a go before b? The lower row first among equals. */
+static bool before(const float *priority, int32_t a, int32_t b)
+{
+    return priority[a] > priority[b] || (priority[a] == priority[b] && a < b);
+}
+
+static void swap(int32_t *order, int32_t i, int32_t j)
+{
+    const int32_t kept = order[i];
+    order[i] = order[j];
+    order[j] = kept;
+}
+
+/* Moves entry i of a heap down to where it belongs. */
+static void sink(const float *priority, int32_t *heap, int32_t n, int32_t i)
+{
+    const int32_t moved = heap[i];
+    for (int32_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && before(priority, heap[child + 1], heap[child])) child++;
+        if (before(priority, moved, heap[child])) break;
+        heap[i] = heap[child];
+    }
+    heap[i] = moved;
+}
+
+/* order[0 .. wanted) = the candidates of highest priority, surest first: a heap gives them up one by one to the places behind it, so
+ * that thousands, all of them wanted, cost little more than the few that usually are. */
 static void sort_surest(dllm_session *s, int32_t n, int32_t wanted)
 {
-    for (int32_t i = 0; i < n; i++) s->order[i] = i;
-    for (int32_t k = 0; k < wanted; k++) {
-        int32_t best = k;
-        for (int32_t i = k + 1; i < n; i++) {
-            const float a = s->priority[s->order[i]], b = s->priority[s->order[best]];
-            if (a > b || (a == b && s->order[i] < s->order[best])) best = i;
-        }
-        const int32_t chosen = s->order[best];
-        s->order[best] = s->order[k];
-        s->order[k] = chosen;
+    int32_t *order = s->order;
+    for (int32_t i = 0; i < n; i++) order[i] = i;
+    if (wanted == 0) return;
+    for (int32_t i = n / 2 - 1; i >= 0; i--) sink(s->priority, order, n, i);
+    for (int32_t left = n - 1; left >= n - wanted; left--) {
+        swap(order, 0, left);
+        sink(s->priority, order, left, 0);
     }
+    for (int32_t i = 0; i < n / 2; i++) swap(order, i, n - 1 - i);
 }
 
 /* Rows that the next pass must see as changed: those written last, and filled masks of the prompt that no whole pass has seen yet. */

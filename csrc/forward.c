@@ -267,14 +267,26 @@ void dllm_forward(dllm_session *s, bool guided)
 }
 
 /* ---- the head ------------------------------------------------------------------------------------------------------------------------- */
-static void head_of(dllm_session *s, int branch, dllm_rows at)
+static void count_head(dllm_session *s, dllm_rows at)
 {
-    const dllm_weights *w = &s->model->weights;
-    const uint64_t cost = 2 * (uint64_t)at.n * (uint64_t)w->head.rows * (uint64_t)w->head.cols;
-    s->device.ops->linear(&s->device, s->logits[branch], dllm_range(0, at.n), s->final[branch], at, w->head, (dllm_mat){ 0 });
+    const dllm_mat *w = &s->model->weights.head;
+    const uint64_t cost = 2 * (uint64_t)at.n * (uint64_t)w->rows * (uint64_t)w->cols;
     s->stats.rows_head += (uint64_t)at.n;
     s->stats.flops += cost;
     s->stats.flops_uncached += cost;
+}
+
+static void head_of(dllm_session *s, int branch, dllm_rows at)
+{
+    s->device.ops->linear(&s->device, s->logits[branch], dllm_range(0, at.n), s->final[branch], at, s->model->weights.head,
+                          (dllm_mat){ 0 });
+    count_head(s, at);
+}
+
+void dllm_head_predict(dllm_session *s, dllm_rows at, int32_t *token, float *score, float *prob)
+{
+    s->device.ops->head_predict(&s->device, token, score, prob, s->final[0], at, s->model->weights.head, &s->sampling, s->row_keys);
+    count_head(s, at);
 }
 
 /* Packed row whose state lies in row `at` of final. */

@@ -16,7 +16,7 @@ typedef struct dllm_layer_rows dllm_layer_rows;
 
 enum {
     DLLM_BRANCHES = 2,   /* guidance runs the network twice: with the condition, and without */
-    DLLM_HEAD_ROWS = 64, /* the head runs at most so many rows at a time: [rows, vocab] never exists */
+    DLLM_HEAD_ROWS = 64, /* the head runs at most so many rows at a time */
     DLLM_PICKS = 4,      /* spaces of `len` row numbers that a sequence's hooks may use */
 };
 
@@ -77,7 +77,7 @@ struct dllm_session {
     int64_t kept_slots;            /* of one layer */
     float *similarity, *space;     /* [rows], [2 * rows], for the hooks */
     dllm_mat final[DLLM_BRANCHES]; /* [rows + n_sequences, dim]: asked rows after the last norm, packed from 0; then carried ones */
-    dllm_mat logits[DLLM_BRANCHES]; /* [DLLM_HEAD_ROWS, vocab] float32 */
+    dllm_mat logits[DLLM_BRANCHES]; /* [head_rows, vocab] float32; nothing until logits are asked for, see dllm_need_logits */
     dllm_mat residual;              /* [rows, vocab] float32: what guidance added last, if it is not asked every step */
     char *hidden;                   /* where a pass leaves every layer's input, or NULL */
 
@@ -92,7 +92,8 @@ struct dllm_session {
     int32_t *order;    /* of one sequence, surest first */
     int32_t *revealed; /* packed rows of the latest step, surest first in each sequence */
     int64_t n_revealed;
-    dllm_key *row_keys; /* [DLLM_HEAD_ROWS] */
+    int64_t head_rows;  /* DLLM_HEAD_ROWS, or all rows if there are fewer */
+    dllm_key *row_keys; /* [head_rows] */
     bool forwarded;     /* forward() ran, decide() has not */
 
     int8_t *mode;    /* [branches * layers * n_sequences] what the method did in the latest step, or NULL: nobody watches */

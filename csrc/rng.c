@@ -10,9 +10,11 @@ static uint64_t mix(uint64_t z)
     return z ^ z >> 31;
 }
 
+uint64_t dllm_random_seed(const dllm_key *key) { return mix(key->seed + 0x9e3779b97f4a7c15u * (mix(key->stream) + 1)); }
+
 void dllm_random(uint32_t out[4], const dllm_key *key, dllm_use use, uint32_t block)
 {
-    const uint64_t k = mix(key->seed + 0x9e3779b97f4a7c15u * (mix(key->stream) + 1));
+    const uint64_t k = dllm_random_seed(key);
     uint32_t k0 = (uint32_t)k, k1 = (uint32_t)(k >> 32);
     uint32_t c0 = block, c1 = key->row, c2 = key->step, c3 = (uint32_t)use;
     for (int round = 0; round < 10; round++) {

@@ -9,6 +9,8 @@ typedef enum { DLLM_USE_TOKEN, DLLM_USE_REMASK, DLLM_USE_COIN, DLLM_USE_PLACE } 
 /* Four words: numbers 4 * block ... 4 * block + 3 of this use. */
 void dllm_random(uint32_t out[4], const dllm_key *key, dllm_use use, uint32_t block);
 
+uint64_t dllm_random_seed(const dllm_key *key); /* Philox's own key, for kernels that make many blocks at once */
+
 float dllm_uniform(const dllm_key *key, dllm_use use);     /* [0, 1), 24 bits */
 float dllm_exponential(const dllm_key *key, dllm_use use); /* mean 1, > 0 */
 

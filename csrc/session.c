@@ -32,7 +32,7 @@ static dllm_mat take_mat(dllm_session *s, const char *what, int64_t rows, int64_
     return (dllm_mat){ .data = p, .rows = rows, .cols = cols, .stride = cols, .dtype = dtype };
 }
 
-enum { MAX_BLOCKS = 64 };
+enum { MAX_BLOCKS = 64 }; /* logits that come late among them */
 
 /* Buffers of the forward pass. What a method does not keep has one matrix for all layers. */
 static void take_network(dllm_session *s)
@@ -61,14 +61,35 @@ static void take_network(dllm_session *s)
     s->stats.cache_bytes = (size_t)numbers * dllm_dtype_size(act);
 }
 
+/* Guidance mixes two rows of logits, filters and recorded numbers look at whole ones. */
+bool dllm_decodes_fused(const dllm_session *s)
+{
+    return s->branches == 1 && !dllm_filters(&s->sampling, s->model->config.vocab) &&
+           (!s->params.noise.draw || s->params.temperature == 0);
+}
+
+int dllm_need_logits(dllm_session *s)
+{
+    const int64_t vocab = s->model->config.vocab;
+    const size_t bytes = (size_t)s->head_rows * (size_t)vocab * sizeof(float);
+    if (s->logits[0].data) return 0;
+    void *p = s->device.ops->alloc(&s->device, bytes);
+    FAIL_IF(!p, DLLM_E_MEMORY, "session: out of memory for logits: %lld x %lld numbers", (long long)s->head_rows, (long long)vocab);
+    s->logits[0] = (dllm_mat){ .data = p, .rows = s->head_rows, .cols = vocab, .stride = vocab, .dtype = DLLM_F32 };
+    s->blocks[s->n_blocks++] = p;
+    s->stats.scratch_bytes += bytes;
+    return 0;
+}
+
 static void take_decoding(dllm_session *s)
 {
     const dllm_config *c = &s->model->config;
-    const int64_t rows = s->rows, head = rows < DLLM_HEAD_ROWS ? rows : DLLM_HEAD_ROWS;
+    const int64_t rows = s->rows;
+    s->head_rows = rows < DLLM_HEAD_ROWS ? rows : DLLM_HEAD_ROWS;
     for (int b = 0; b < s->branches; b++) {
         s->ids[b] = take(s, "ids", rows, sizeof(int32_t));
         s->final[b] = take_mat(s, "final rows", rows + s->n_sequences, c->dim, s->model->act);
-        s->logits[b] = take_mat(s, "logits", head, c->vocab, DLLM_F32);
+        if (!dllm_decodes_fused(s)) s->logits[b] = take_mat(s, "logits", s->head_rows, c->vocab, DLLM_F32);
     }
     if (s->branches > 1 && s->params.cfg_interval > 1) s->residual = take_mat(s, "guidance residual", rows, c->vocab, DLLM_F32);
     s->ask = take(s, "asked rows", rows, sizeof *s->ask);
@@ -80,7 +101,7 @@ static void take_decoding(dllm_session *s)
     s->priority = take(s, "priorities", rows, sizeof *s->priority);
     s->order = take(s, "order", rows, sizeof *s->order);
     s->revealed = take(s, "revealed rows", rows, sizeof *s->revealed);
-    s->row_keys = take(s, "random keys", head, sizeof *s->row_keys);
+    s->row_keys = take(s, "random keys", s->head_rows, sizeof *s->row_keys);
 }
 
 enum { PLACES = 20 }; /* packed sets of one layer */
@@ -316,6 +337,7 @@ int dllm_session_logits(dllm_session *s, dllm_mat out, bool shifted)
             (long long)s->rows, s->model->config.vocab);
     FAIL_IF(out.dtype != DLLM_F32 && out.dtype != s->model->act, DLLM_E_TYPE, "logits in %s: float32 or %s expected",
             dllm_dtype_name(out.dtype), dllm_dtype_name(s->model->act));
+    TRY(dllm_need_logits(s));
     TRY(pass(s));
     for (int64_t at = 0; at < s->rows; at += DLLM_HEAD_ROWS) {
         const int32_t n = (int32_t)(s->rows - at < DLLM_HEAD_ROWS ? s->rows - at : DLLM_HEAD_ROWS);
@@ -337,6 +359,7 @@ int dllm_session_nll(dllm_session *s, const int32_t *rows, const int32_t *target
         FAIL_IF(targets[i] < 0 || targets[i] >= s->model->config.vocab, DLLM_E_VALUE,
                 "target id %d is outside the vocabulary of %d", targets[i], s->model->config.vocab);
     }
+    TRY(dllm_need_logits(s));
     TRY(pass(s));
     for (int64_t at = 0; at < n; at += DLLM_HEAD_ROWS) {
         const int32_t m = (int32_t)(n - at < DLLM_HEAD_ROWS ? n - at : DLLM_HEAD_ROWS);

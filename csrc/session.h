@@ -27,9 +27,11 @@ dllm_rows dllm_pack(dllm_session *s, dllm_set which, dllm_space space);
 int64_t dllm_first_slot(const dllm_session *s, int sequence); /* row of keys and values that is its slot 0 */
 
 /* session.c */
-bool dllm_keeps(const dllm_session *s); /* does anything outlive a pass? */
-int dllm_check_device(dllm_session *s); /* 0, or the device's first failure */
-double dllm_seconds(void);              /* monotonic */
+bool dllm_keeps(const dllm_session *s);         /* does anything outlive a pass? */
+int dllm_check_device(dllm_session *s);         /* 0, or the device's first failure */
+bool dllm_decodes_fused(const dllm_session *s); /* do tokens come straight from the head, without logits? */
+int dllm_need_logits(dllm_session *s);          /* room for logits, if decoding itself needed none */
+double dllm_seconds(void);                      /* monotonic */
 void dllm_rope_row(float *cos_row, float *sin_row, int32_t position, int32_t head_dim, float theta);
 
 /* watch.c: what a method did, for whoever asked to see it. Nothing happens if nobody did. */
@@ -42,8 +44,10 @@ void dllm_watch_seen(dllm_session *s, const dllm_sequence *q, dllm_rows rows, co
 void dllm_plan_branch(dllm_session *s, int branch); /* asks the method what every unfinished sequence recomputes */
 void dllm_forward(dllm_session *s,
                   bool guided);                /* runs the planned branch 0, then branch 1 if guided; final holds the asked rows */
-void dllm_head(dllm_session *s, dllm_rows at); /* guided float32 logits of rows of final into logits[0]; at most DLLM_HEAD_ROWS */
-void dllm_keep_residual(dllm_session *s);      /* of all asked rows, after a guided forward */
+void dllm_head(dllm_session *s, dllm_rows at); /* guided float32 logits of rows of final into logits[0]; at most head_rows */
+/* Tokens and scores of rows of final without logits; row_keys says by whose chance. */
+void dllm_head_predict(dllm_session *s, dllm_rows at, int32_t *token, float *score, float *prob);
+void dllm_keep_residual(dllm_session *s); /* of all asked rows, after a guided forward */
 
 /* params.c */
 int dllm_check_params(const dllm_params *p, const dllm_config *c);

@@ -113,6 +113,11 @@ struct dllm_ops {
     void (*predict)(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n, const dllm_sampling *how,
                     const dllm_key *keys, const void *noise, const int32_t *noise_rows);
 
+    /* predict, without noise, on the logits x[rows_i] * Wt, of which never more than a few columns exist. w [vocab, k]; `how` has no
+     * filters (dllm_filters). The bits are those of linear and predict. */
+    void (*head_predict)(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat x, dllm_rows rows, dllm_mat w,
+                         const dllm_sampling *how, const dllm_key *keys);
+
     /* out[i] = -log softmax(logits[i])[target[i]] for the first n rows of float32 logits. */
     void (*nll)(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n);
 };
@@ -136,6 +141,12 @@ extern const dllm_ops dllm_ops_c;
 const dllm_ops *dllm_ops_cpu(const char *level);
 /* Levels this processor has, best last: names[0] is "c". Returns how many. */
 int dllm_cpu_levels(const char *const **names);
+
+/* Does a draw look at a whole row of logits to leave some out? */
+static inline bool dllm_filters(const dllm_sampling *how, int64_t vocab)
+{
+    return !how->gumbel && (how->top_p < 1 || (how->top_k > 0 && how->top_k < vocab));
+}
 
 static inline int32_t dllm_row(dllm_rows r, int32_t i) { return r.idx ? r.idx[i] : r.first + i; }
 #ifdef __cplusplus

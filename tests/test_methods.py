@@ -474,9 +474,8 @@ def test_flops_of_sparse_dllm(family, rng):
         for _ in range(1, layers):
             cost.rows(rows, keys)
         block = P + t // (S * B // G) * B
+        # the row before the block, which later steps leave out, is asked only as long as the block's first row is a mask
         sources = set(np.flatnonzero(steps[t].tokens[0] != -1) - (family == "dream"))
-        if family == "dream" and state < 2:
-            sources.add(block - 1)  # remembered for the steps that leave it out
         inspected = sources | set(range(block, block + B)) if state == 1 else sources
         cost.last(rows, keys, len(sources), len(inspected))
         cost.head(n)
@@ -553,8 +552,6 @@ def test_flops_uncached_is_what_an_uncached_run_of_these_steps_costs(family, rng
             whole = cache.name == "dyllm" and (t <= 4 or t % cache.whole_interval == 0)
             first = P if cache.name == "dyllm" and not whole else 0  # the row before is not asked again where it does not travel
             speakers = {max(int(r) - (family == "dream"), first) for r in np.flatnonzero(steps[t - 1].tokens[0] != -1)}
-            if family == "dream" and whole:
-                speakers.add(P - 1)  # remembered for the steps that leave it out
             cost.last(length, length, len(speakers))
             cost.head(n)
         assert stats["flops_uncached"] == cost.total > stats["flops"] / 0.95

@@ -24,6 +24,8 @@ void dllm_importance_c(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows,
 void dllm_swiglu_c(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n);
 void dllm_predict_c(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n, const dllm_sampling *how,
                     const dllm_key *keys, const void *noise, const int32_t *noise_rows);
+void dllm_head_predict_c(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat x, dllm_rows rows, dllm_mat w,
+                         const dllm_sampling *how, const dllm_key *keys);
 /* A row's token; bans are done, z may be overwritten. heap: n numbers of scratch, noise: the row's, or NULL. */
 int32_t dllm_draw_c(float *z, int64_t n, const dllm_sampling *how, const dllm_key *key, const void *noise, int32_t *heap);
 void dllm_nll_c(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n);

@@ -145,8 +145,8 @@ static float negative_entropy(const float *z, int64_t n, float highest, double t
 {
     double sum = 0;
     for (int64_t j = 0; j < n; j++) {
-        const float p = (float)((double)expf(z[j] - highest) / total);
-        sum += (double)p * (double)logf(p + 1e-10f);
+        const double p = exp((double)z[j] - (double)highest) / total;
+        if (p > 0) sum += p * log(p);
     }
     return (float)sum;
 }
@@ -157,7 +157,7 @@ int32_t dllm_draw_c(float *z, int64_t n, const dllm_sampling *how, const dllm_ke
     if (how->temperature > 0) {
         for (int64_t j = 0; j < n; j++) z[j] /= how->temperature;
     }
-    if (how->top_p < 1 || (how->top_k > 0 && how->top_k < n)) filter(z, n, how, heap);
+    if (dllm_filters(how, n)) filter(z, n, how, heap);
     const int32_t best = argmax(z, n);
     return how->temperature > 0 && !how->argmax ? draw_categorical(z, n, z[best], key, noise) : best;
 }
@@ -191,6 +191,19 @@ void dllm_predict_c(dllm_device *d, int32_t *token, float *score, float *prob, d
         const double total = sum_exp(z, vocab, highest);
         prob[i] = (float)((double)expf(z[token[i]] - highest) / total);
         score[i] = score_row(z, vocab, how, &keys[i], prob[i], highest, total);
+    }
+}
+
+/* Scratch: what linear and predict need, then one row of logits. */
+void dllm_head_predict_c(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat x, dllm_rows rows, dllm_mat w,
+                         const dllm_sampling *how, const dllm_key *keys)
+{
+    float *row = (float *)d->scratch + (x.cols > w.rows ? x.cols : w.rows);
+    const dllm_mat logits = { .data = row, .rows = 1, .cols = w.rows, .stride = w.rows, .dtype = DLLM_F32 };
+    for (int32_t i = 0; i < rows.n; i++) {
+        const dllm_rows one = { .first = dllm_row(rows, i), .n = 1 };
+        dllm_linear_c(d, logits, (dllm_rows){ .n = 1 }, x, one, w, (dllm_mat){ 0 });
+        dllm_predict_c(d, token + i, score + i, prob + i, logits, 1, how, &keys[i], NULL, NULL);
     }
 }
 

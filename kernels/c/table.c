@@ -1,4 +1,5 @@
-/* The plain-C table. Its memory is the process's own; scratch holds one row of whatever a kernel needs a row of. */
+/* The plain-C table. Its memory is the process's own; scratch holds one row of whatever a kernel needs a row of, and a row
+ * of logits. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,7 +27,7 @@ static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static size_t scratch_c(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys)
 {
     int64_t widest = larger(larger(c->dim, c->ffn_dim), larger(c->heads * c->head_dim, c->vocab));
-    return (size_t)larger(widest, keys) * sizeof(float);
+    return (size_t)(larger(widest, keys) + c->vocab) * sizeof(float);
 }
 
 const dllm_ops dllm_ops_c = {
@@ -50,5 +51,6 @@ const dllm_ops dllm_ops_c = {
     .add = dllm_add_c,
     .guide = dllm_guide_c,
     .predict = dllm_predict_c,
+    .head_predict = dllm_head_predict_c,
     .nll = dllm_nll_c,
 };

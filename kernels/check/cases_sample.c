@@ -1,10 +1,11 @@
-/* Cases of the kernels that read logits: predict and nll. */
+/* Cases of the kernels that read logits: predict, head_predict and nll. */
 #include <math.h>
 
 #include "../../csrc/rng.h"
 #include "trial.h"
 
 enum { SAMPLE_LOGITS, SAMPLE_TOKEN, SAMPLE_SCORE, SAMPLE_PROB, SAMPLE_KEYS, SAMPLE_NOISE, SAMPLE_NOISE_ROWS };
+enum { HEAD_X, HEAD_W = SAMPLE_NOISE }; /* the others as above */
 
 typedef enum { PLAIN, TIES, PEAKED, FLAT, N_LOOKS } look; /* of the logits */
 
@@ -53,10 +54,19 @@ static void run_predict(const dllm_trial *t, dllm_device *d, void *const *at, in
                     t->flag ? at[SAMPLE_NOISE] : NULL, t->flag ? (const int32_t *)at[SAMPLE_NOISE_ROWS] + first : NULL);
 }
 
+static double logit(const dllm_trial *t, int32_t i, int32_t token)
+{
+    if (t->run == run_predict) return dllm_trial_get(t, SAMPLE_LOGITS, i, token);
+    double sum = 0;
+    for (int64_t c = 0; c < t->config.dim; c++)
+        sum += dllm_trial_get(t, HEAD_X, dllm_trial_place(t, HEAD_X, i), c) * dllm_trial_get(t, HEAD_W, token, c);
+    return sum;
+}
+
 /* The number that the drawn token has the most of, in logarithms. */
 static double lot(const dllm_trial *t, int32_t i, int32_t token)
 {
-    const double z = dllm_trial_get(t, SAMPLE_LOGITS, i, token), temperature = (double)t->how.temperature;
+    const double z = logit(t, i, token), temperature = (double)t->how.temperature;
     const int64_t noise_row = t->flag ? (int64_t)dllm_trial_get(t, SAMPLE_NOISE_ROWS, i, 0) : 0;
     const int per_block = t->how.gumbel ? 2 : 4, at = token % per_block;
     const dllm_trial_array *keys = &t->array[SAMPLE_KEYS];
@@ -72,7 +82,7 @@ static double lot(const dllm_trial *t, int32_t i, int32_t token)
 static bool near_tie(const dllm_trial *t, void *const *want, void *const *got, int32_t i)
 {
     const int32_t a = ((const int32_t *)want[SAMPLE_TOKEN])[i], b = ((const int32_t *)got[SAMPLE_TOKEN])[i];
-    if (a == b || t->how.temperature <= 0 || t->how.argmax || b < 0 || b >= t->array[SAMPLE_LOGITS].cols) return false;
+    if (a == b || t->how.temperature <= 0 || t->how.argmax || b < 0 || b >= t->config.vocab) return false;
     const bool filtered = !t->how.gumbel && (t->how.top_p < 1 || t->how.top_k > 0);
     const double lot_a = lot(t, i, a), lot_b = lot(t, i, b);
     return !filtered && fabs(lot_a - lot_b) <= 1e-5 * (1 + fabs(lot_a));
@@ -161,6 +171,96 @@ void dllm_check_predict(dllm_checker *k)
         for (int j = 0; j < N_WAYS * N_LOOKS; j++) predict_case(k, &shapes[i], &ways[j / N_LOOKS], (look)(j % N_LOOKS));
     }
     for (int j = 0; dllm_trial_timing(k) && j < N_WAYS; j++) predict_case(k, &shapes[N_SHAPES - 1], &ways[j], PLAIN);
+}
+
+/* ---- head_predict ----------------------------------------------------------------------------------------------------------- */
+/* n rows, k columns in */
+typedef struct {
+    int32_t n, k, vocab, gap;
+    bool gathered;
+} head_shape;
+static const head_shape head_shapes[] = {
+    { 0, 8, 5, 0, false },     { 1, 1, 1, 0, false },    { 2, 33, 7, 3, true },     { 3, 64, 385, 0, false },
+    { 7, 100, 1000, 1, true }, { 70, 16, 400, 0, true }, { 9, 40, 2305, 5, false }, { 32, 512, 32000, 0, false },
+};
+enum { N_HEAD_SHAPES = sizeof head_shapes / sizeof *head_shapes };
+
+static void run_head(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
+{
+    d->ops->head_predict(d, (int32_t *)at[SAMPLE_TOKEN] + first, (float *)at[SAMPLE_SCORE] + first,
+                         (float *)at[SAMPLE_PROB] + first, dllm_trial_mat(t, HEAD_X, at, 0),
+                         dllm_trial_rows(t, HEAD_X, at, first, n), dllm_trial_mat(t, HEAD_W, at, 0), &t->how,
+                         (const dllm_key *)at[SAMPLE_KEYS] + first);
+}
+
+/* Quarters: their products and sums are exact in any order, so tables agree on every logit, and many are equal. */
+static void fill_quarters(dllm_trial *t, int array, double scale)
+{
+    const dllm_trial_array *a = &t->array[array];
+    dllm_trial_fill(t, array, scale);
+    for (int64_t r = 0; r < a->rows; r++) {
+        for (int64_t c = 0; c < a->cols; c++) dllm_trial_set(t, array, r, c, floor(4 * dllm_trial_get(t, array, r, c)) / 4);
+    }
+}
+
+/* The logits of tokens that may not be drawn or scored are the greatest of some row. */
+static void choose_head_tokens(dllm_trial *t, const way *w, const head_shape *s)
+{
+    t->how.n_banned = w->banned < s->vocab ? w->banned : 0;
+    t->how.n_unscored = w->unscored < s->vocab ? w->unscored : 0;
+    for (int i = 0; i < 2; i++) {
+        t->how.banned[i] = dllm_trial_below(t->checker, s->vocab);
+        t->how.unscored[i] = (t->how.banned[0] + 1 + i) % s->vocab;
+        for (int64_t c = 0; s->n > 0 && c < s->k; c++) {
+            const double x = dllm_trial_get(t, HEAD_X, dllm_trial_place(t, HEAD_X, i % s->n), c);
+            if (i < w->banned) dllm_trial_set(t, HEAD_W, t->how.banned[i], c, x);
+            if (i < w->unscored) dllm_trial_set(t, HEAD_W, t->how.unscored[i], c, x);
+        }
+    }
+}
+
+static void head_case(dllm_checker *k, const head_shape *s, const way *w, dllm_trial_kind x, dllm_trial_kind weights)
+{
+    dllm_trial t;
+    dllm_trial_begin(k, &t, "head_predict", s->n);
+    dllm_trial_name(&t, "n %d k %d vocab %d%s%s %s %s x %s", (int)s->n, (int)s->k, (int)s->vocab, s->gap ? " strided" : "",
+                    s->gathered ? " gathered" : "", w->name, dllm_trial_kind_name(x), dllm_trial_kind_name(weights));
+    t.run = run_head;
+    t.excuse = near_tie;
+    t.tolerance = 6; /* as of predict; seen: 2.1 */
+    t.act = (dllm_dtype)x;
+    t.config.dim = s->k;
+    t.config.vocab = s->vocab;
+    t.how = (dllm_sampling){
+        .score = w->score, .gumbel = w->gumbel, .argmax = w->argmax, .temperature = w->temperature, .top_p = w->top_p
+    };
+    dllm_trial_add(&t, TRIAL_IN, x, s->n + 3, s->k, s->k + s->gap);
+    dllm_trial_add(&t, TRIAL_OUT, TRIAL_I32, s->n + 1, 1, 0);
+    dllm_trial_add(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1, 0);
+    dllm_trial_add(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1, 0);
+    dllm_trial_add(&t, TRIAL_IN, TRIAL_KEY, s->n + 1, 1, 0);
+    dllm_trial_add(&t, TRIAL_IN, weights, s->vocab, s->k, s->k + s->gap);
+    if (s->gathered) dllm_trial_gather(&t, HEAD_X);
+    else t.array[HEAD_X].first = dllm_trial_below(k, 3);
+    fill_quarters(&t, HEAD_X, 1);
+    fill_quarters(&t, HEAD_W, 3 / sqrt(s->k));
+    fill_keys(&t);
+    choose_head_tokens(&t, w, s);
+    for (int32_t i = 0; i < s->n; i++)
+        dllm_trial_slack(&t, SAMPLE_SCORE, i, dllm_trial_epsilon(TRIAL_F32)); /* differences, logarithms near 0 */
+    dllm_trial_end(&t);
+}
+
+void dllm_check_head_predict(dllm_checker *k)
+{
+    for (int i = 0; i < (dllm_trial_timing(k) ? N_HEAD_SHAPES : N_HEAD_SHAPES - 1); i++) {
+        for (int j = 0; j < N_WAYS * 9; j++) {
+            const way *w = &ways[j / 9];
+            if (w->recorded || w->top_p < 1 || w->top_k > 0) continue;
+            if (j % 9 != 4 && j % 9 != (i + j / 9) % 9) continue; /* bfloat16, and one other pair of dtypes */
+            head_case(k, &head_shapes[i], w, dllm_trial_floats[j % 3], dllm_trial_floats[j / 3 % 3]);
+        }
+    }
 }
 
 /* ---- nll -------------------------------------------------------------------------------------------------------------------- */

@@ -106,5 +106,6 @@ void dllm_check_swiglu(dllm_checker *k);
 void dllm_check_add(dllm_checker *k);
 void dllm_check_guide(dllm_checker *k);
 void dllm_check_predict(dllm_checker *k);
+void dllm_check_head_predict(dllm_checker *k);
 void dllm_check_nll(dllm_checker *k);
 #endif

@@ -70,7 +70,8 @@ static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 static size_t scratch(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys)
 {
-    const size_t x86 = larger(dllm_x86_linear_scratch(d, c, act, rows, keys), dllm_x86_attention_scratch(d, c, act, rows, keys));
+    size_t x86 = larger(dllm_x86_linear_scratch(d, c, act, rows, keys), dllm_x86_attention_scratch(d, c, act, rows, keys));
+    x86 = larger(x86, dllm_x86_head_scratch(d, c, act, rows, keys));
     return larger(x86, dllm_ops_c.scratch(d, c, act, rows, keys));
 }
 
@@ -82,6 +83,7 @@ static void build(void)
         tables[i].name = cpu.names[i] = names[i];
         tables[i].scratch = scratch;
         dllm_x86_rows(&tables[i], (dllm_x86_level)i);
+        dllm_x86_head(&tables[i], (dllm_x86_level)i);
         dllm_x86_keep(&tables[i], (dllm_x86_level)i);
         dllm_x86_linear(&tables[i], (dllm_x86_level)i);
         dllm_x86_attention(&tables[i], (dllm_x86_level)i);

@@ -3,6 +3,7 @@
 
 #if defined(__x86_64__)
 #include <stdio.h>
+#include <string.h>
 
 enum {
     RANGE_BYTES = 4096, /* of a row of weights: so many of a panel's rows stay in L1 while all rows of x pass */
@@ -128,28 +129,45 @@ static void run_panel(const struct pass *s, int64_t first, int64_t k, int64_t n,
     }
 }
 
-/* Task: some columns and some blocks of rows. */
-static void run(void *arg, int task, int thread)
+/* At most COLUMNS columns of some blocks of rows. sunk: where a sink wants them. */
+static void run_columns(const struct pass *s, int64_t c0, int64_t c1, int64_t b0, int64_t b1, int thread, float *sunk)
 {
-    const struct pass *s = arg;
     const struct product *p = s->p;
-    const int64_t c0 = task / s->row_tasks * s->columns_a_task, c1 = at_most(c0 + s->columns_a_task, p->w.rows);
-    const int64_t b0 = task % s->row_tasks * s->blocks_a_task, b1 = at_most(b0 + s->blocks_a_task, s->blocks);
     const int64_t r0 = b0 * s->kind->mr, r1 = at_most(b1 * s->kind->mr, s->rows), range = RANGE_BYTES / s->kind->size;
     char *mine = s->own + thread * s->own_bytes, *homes = mine + sums_bytes(s->rows);
     struct own own = { (float *)(void *)mine, homes, homes + s->blocks * HOME };
     for (int64_t c = c0; c < c1; c += s->kind->nr, own.sums += s->kind->nr)
         for (int64_t k = 0; k < p->w.cols; k += range) run_panel(s, c, k, at_most(range, p->w.cols - k), b0, b1, own);
     const float *sums = (const float *)(const void *)mine;
-    for (int64_t r = r0; r < r1; r++, sums += COLUMNS)
-        s->kind->store(dllm_at(p->out, dllm_row(p->out_rows, (int32_t)(s->first + r))), p->out.dtype, c0, c1 - c0, sums, p->bias);
+    for (int64_t r = r0; r < r1; r++, sums += COLUMNS) {
+        if (sunk) memcpy(sunk + r * p->sink->columns, sums, (size_t)(c1 - c0) * sizeof(float));
+        else
+            s->kind->store(dllm_at(p->out, dllm_row(p->out_rows, (int32_t)(s->first + r))), p->out.dtype, c0, c1 - c0, sums,
+                           p->bias);
+    }
+}
+
+/* Task: some columns and some blocks of rows. */
+static void run(void *arg, int task, int thread)
+{
+    const struct pass *s = arg;
+    const struct sink *sink = s->p->sink;
+    const int64_t c0 = task / s->row_tasks * s->columns_a_task, c1 = at_most(c0 + s->columns_a_task, s->p->w.rows);
+    const int64_t b0 = task % s->row_tasks * s->blocks_a_task, b1 = at_most(b0 + s->blocks_a_task, s->blocks);
+    float *sunk = sink ? dllm_sink_space(sink, thread, s->rows) : NULL;
+    for (int64_t c = c0; c < c1; c += COLUMNS)
+        run_columns(s, c, at_most(c + COLUMNS, c1), b0, b1, thread, sunk ? sunk + (c - c0) : NULL);
+    if (sink) sink->take(sink, thread, sunk, s->first, s->rows, c0, c1 - c0);
 }
 
 /* How the work is cut. None of it changes a result. */
 static void plan(struct pass *s, int threads)
 {
     const int64_t mr = s->kind->mr, nr = s->kind->nr;
-    s->blocks = ceil_div(s->rows, mr);
+    s->blocks = s->blocks_a_task = ceil_div(s->rows, mr);
+    s->columns_a_task = s->p->sink ? s->p->sink->columns : 0;
+    s->row_tasks = 1;
+    if (s->p->sink) return;
     s->columns_a_task = nr * at_least(1, at_most(COLUMNS / nr, s->p->w.rows / (nr * threads * 4)));
     const int64_t columns = ceil_div(s->p->w.rows, s->columns_a_task);
     s->row_tasks = at_least(1, at_most(s->blocks, 2 * threads / columns));
@@ -180,31 +198,43 @@ void dllm_linear_dot(const struct product *p, const struct dot *kind)
     }
 }
 
+static bool both_bf16(const struct product *p) { return p->x.dtype == DLLM_BF16 && p->w.dtype == DLLM_BF16; }
+
+void dllm_product_avx2(const struct product *p) { dllm_linear_dot(p, &dllm_dot_avx2); }
+
+void dllm_product_avx512f(const struct product *p) { dllm_linear_dot(p, &dllm_dot_avx512f); }
+
+void dllm_product_avx512bf16(const struct product *p)
+{
+    dllm_linear_dot(p, both_bf16(p) ? &dllm_dot_avx512bf16 : &dllm_dot_avx512f);
+}
+
+void dllm_product_amx(const struct product *p)
+{
+    if (both_bf16(p)) dllm_linear_amx(p);
+    else dllm_linear_dot(p, &dllm_dot_avx512f);
+}
+
 static void linear_avx2(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias)
 {
-    dllm_linear_dot(&(struct product){ d, out, out_rows, x, in_rows, w, bias }, &dllm_dot_avx2);
+    dllm_product_avx2(&(struct product){ d, out, out_rows, x, in_rows, w, bias, NULL });
 }
 
 static void linear_avx512f(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w,
                            dllm_mat bias)
 {
-    dllm_linear_dot(&(struct product){ d, out, out_rows, x, in_rows, w, bias }, &dllm_dot_avx512f);
+    dllm_product_avx512f(&(struct product){ d, out, out_rows, x, in_rows, w, bias, NULL });
 }
-
-static bool both_bf16(dllm_mat x, dllm_mat w) { return x.dtype == DLLM_BF16 && w.dtype == DLLM_BF16; }
 
 static void linear_avx512bf16(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w,
                               dllm_mat bias)
 {
-    dllm_linear_dot(&(struct product){ d, out, out_rows, x, in_rows, w, bias },
-                    both_bf16(x, w) ? &dllm_dot_avx512bf16 : &dllm_dot_avx512f);
+    dllm_product_avx512bf16(&(struct product){ d, out, out_rows, x, in_rows, w, bias, NULL });
 }
 
 static void linear_amx(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias)
 {
-    const struct product p = { d, out, out_rows, x, in_rows, w, bias };
-    if (both_bf16(x, w)) dllm_linear_amx(&p);
-    else dllm_linear_dot(&p, &dllm_dot_avx512f);
+    dllm_product_amx(&(struct product){ d, out, out_rows, x, in_rows, w, bias, NULL });
 }
 
 void dllm_x86_linear(dllm_ops *t, dllm_x86_level level)

@@ -6,7 +6,20 @@
 #include "x86.h"
 #if defined(__x86_64__)
 
-/* The arguments of ops.linear. */
+/* Takes outputs as they come: float32, `columns` at a time, of all rows of a pass. What a thread computes lies in its own part of
+ * `space` until it is taken. */
+struct sink {
+    void (*take)(const struct sink *k, int thread, float *z, int64_t row, int64_t rows, int64_t first, int64_t n);
+    int64_t columns; /* whole tiles of every kind */
+    float *space;    /* [threads][rows][columns] */
+};
+
+static inline float *dllm_sink_space(const struct sink *k, int thread, int64_t rows)
+{
+    return k->space + thread * rows * k->columns;
+}
+
+/* The arguments of ops.linear. sink NULL: outputs go to out. */
 struct product {
     dllm_device *d;
     dllm_mat out;
@@ -14,6 +27,7 @@ struct product {
     dllm_mat x;
     dllm_rows in_rows;
     dllm_mat w, bias;
+    const struct sink *sink;
 };
 
 /* What one call of a tile gets. */
@@ -50,6 +64,10 @@ size_t dllm_linear_dot_scratch(int threads, int64_t rows, int64_t k);
 /* x and w bfloat16. */
 void dllm_linear_amx(const struct product *p);
 size_t dllm_linear_amx_scratch(int threads, int64_t rows, int64_t k);
+
+/* A product as a level does it. */
+typedef void dllm_product(const struct product *p);
+dllm_product dllm_product_avx2, dllm_product_avx512f, dllm_product_avx512bf16, dllm_product_amx;
 
 /* Records that the device's scratch is too small. */
 void dllm_linear_refuse(dllm_device *d, size_t needed);

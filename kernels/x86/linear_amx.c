@@ -151,11 +151,20 @@ VEC void transpose_tile(char *to, const char *from)
     for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 64, r[i]);
 }
 
-/* The C tiles of a block to their place in the output. */
-static void store_block(const struct pass *s, const char *home, int64_t block, int64_t panel)
+/* Where the outputs of one token begin. */
+static void *output(const struct pass *s, float *sunk, int64_t row)
+{
+    if (sunk) return sunk + row * s->p->sink->columns;
+    return dllm_at(s->p->out, dllm_row(s->p->out_rows, (int32_t)(s->first + row)));
+}
+
+/* The C tiles of a block to their place in the output, or in what a sink takes. */
+static void store_block(const struct pass *s, const char *home, int64_t block, int64_t panel, float *sunk)
 {
     const struct product *p = s->p;
-    const int64_t first = panel * EDGE, tokens = at_most(EDGE, s->rows - block * EDGE);
+    const dllm_dtype t = sunk ? DLLM_F32 : p->out.dtype;
+    const int64_t first = panel * EDGE, to = sunk ? first % p->sink->columns : first,
+                  tokens = at_most(EDGE, s->rows - block * EDGE);
     const __mmask16 m0 = lanes16(p->w.rows - first), m1 = lanes16(p->w.rows - first - 16);
     const dllm_mat *b = &p->bias;
     const __m512 bias0 = b->data ? load16(b->data, b->dtype, first, m0) : _mm512_setzero_ps();
@@ -166,10 +175,10 @@ static void store_block(const struct pass *s, const char *home, int64_t block, i
             transpose_tile(sums, home + i / 16 * 1024);
             transpose_tile(sums + 1024, home + i / 16 * 1024 + 2048);
         }
-        void *row = dllm_at(p->out, dllm_row(p->out_rows, (int32_t)(s->first + block * EDGE + i)));
+        void *row = output(s, sunk, block * EDGE + i);
         const char *sum = sums + i % 16 * 64;
-        store16(row, p->out.dtype, first, m0, _mm512_add_ps(_mm512_load_ps(sum), bias0));
-        store16(row, p->out.dtype, first + 16, m1, _mm512_add_ps(_mm512_load_ps(sum + 1024), bias1));
+        store16(row, t, to, m0, _mm512_add_ps(_mm512_load_ps(sum), bias0));
+        store16(row, t, to + 16, m1, _mm512_add_ps(_mm512_load_ps(sum + 1024), bias1));
     }
 }
 
@@ -192,25 +201,32 @@ static struct piece take_piece(const struct pass *s, int64_t panel, int64_t piec
     return (struct piece){ copy, A_STRIDE, { next.w + early * next.stride, next.stride, next.rows - early } };
 }
 
-/* Blocks b0 ... b1 of one panel over one piece. homes: where their C tiles stay. */
-static void run_piece(const struct pass *s, int64_t panel, int64_t piece, int64_t b0, int64_t b1, char *homes, struct ahead next)
+/* A thread's memory: where the C tiles of blocks stay, and where a sink wants the outputs, or NULL. */
+struct own {
+    char *homes;
+    float *sunk;
+};
+
+/* Blocks b0 ... b1 of one panel over one piece. */
+static void run_piece(const struct pass *s, int64_t panel, int64_t piece, int64_t b0, int64_t b1, struct own own, struct ahead next)
 {
     char copy[EDGE * A_STRIDE] __attribute__((aligned(64)));
     const int64_t steps = steps_of(s, piece), blocks = b1 - b0;
     const struct piece w = take_piece(s, panel, piece, blocks == 1, copy, next);
     const bool last = piece + 1 == s->pieces;
+    char *const homes = own.homes;
     for (int64_t i = 0; i < blocks; i++) {
         char *home = homes + i * HOME;
         const char *b = packed_at(s, piece, b0 + i);
         const int64_t row = w.ahead.rows * i / blocks, rows = w.ahead.rows * (i + 1) / blocks - row;
         const struct ahead ahead = { w.ahead.w + row * w.ahead.stride, w.ahead.stride, rows };
         turn(i ? home - HOME : NULL, home, piece == 0);
-        if (last && i) store_block(s, home - HOME, b0 + i - 1, panel);
+        if (last && i) store_block(s, home - HOME, b0 + i - 1, panel, own.sunk);
         if (halves(s, b0 + i)) multiply(w.a, w.stride, b, steps, ahead, true);
         else multiply(w.a, w.stride, b, steps, ahead, false);
     }
     turn(homes + (blocks - 1) * HOME, NULL, true);
-    if (last) store_block(s, homes + (blocks - 1) * HOME, b1 - 1, panel);
+    if (last) store_block(s, homes + (blocks - 1) * HOME, b1 - 1, panel, own.sunk);
 }
 
 static struct ahead look(const struct pass *s, int64_t panel, int64_t piece)
@@ -221,23 +237,32 @@ static struct ahead look(const struct pass *s, int64_t panel, int64_t piece)
                            .rows = at_most(EDGE, s->p->w.rows - panel * EDGE) };
 }
 
-/* Task: some panels and some blocks of tokens. */
-static void run(void *arg, int task, int thread)
+/* Up to PANELS panels, some blocks of tokens. */
+static void run_panels(const struct pass *s, int64_t p0, int64_t panels, int64_t b0, int64_t b1, struct own own)
 {
-    const struct pass *s = arg;
-    const int64_t p0 = task / s->row_tasks * s->panels_a_task, panels = at_most(s->panels_a_task, s->panels - p0);
-    const int64_t b0 = task % s->row_tasks * s->blocks_a_task, b1 = at_most(b0 + s->blocks_a_task, s->blocks);
-    char *homes = s->homes + thread * PANELS * s->blocks * HOME;
-    configure();
     for (int64_t begin = 0; begin < s->pieces; begin += s->range) {
         const int64_t pieces = at_most(s->range, s->pieces - begin), count = panels * pieces;
         for (int64_t i = 0; i < count; i++) {
             const int64_t panel = i / pieces, j = i + 1;
             const struct ahead next = j < count ? look(s, p0 + j / pieces, begin + j % pieces) : look(s, p0, begin + pieces);
-            run_piece(s, p0 + panel, begin + i % pieces, b0, b1, homes + panel * (b1 - b0) * HOME, next);
+            const struct own mine = { own.homes + panel * (b1 - b0) * HOME, own.sunk };
+            run_piece(s, p0 + panel, begin + i % pieces, b0, b1, mine, next);
         }
     }
+}
+
+/* Task: some panels and some blocks of tokens. */
+static void run(void *arg, int task, int thread)
+{
+    const struct pass *s = arg;
+    const struct sink *sink = s->p->sink;
+    const int64_t p0 = task / s->row_tasks * s->panels_a_task, p1 = at_most(p0 + s->panels_a_task, s->panels);
+    const int64_t b0 = task % s->row_tasks * s->blocks_a_task, b1 = at_most(b0 + s->blocks_a_task, s->blocks);
+    const struct own own = { s->homes + thread * PANELS * s->blocks * HOME, sink ? dllm_sink_space(sink, thread, s->rows) : NULL };
+    configure();
+    for (int64_t p = p0; p < p1; p += PANELS) run_panels(s, p, at_most(PANELS, p1 - p), b0, b1, own);
     _tile_release();
+    if (sink) sink->take(sink, thread, own.sunk, s->first, s->rows, p0 * EDGE, at_most(p1 * EDGE, s->p->w.rows) - p0 * EDGE);
 }
 
 static int64_t packed_bytes(int64_t rows, int64_t k) { return ceil_div(at_most(rows, MAX_ROWS), EDGE) * ceil_div(k, EDGE) * STEP; }
@@ -261,6 +286,10 @@ static void plan(struct pass *s, int threads)
     const int64_t piece_bytes = s->blocks * STEPS * STEP, all = s->blocks * s->steps * STEP;
     s->range = all <= L2_BYTES ? s->pieces : at_least(1, L2_BYTES / 2 / piece_bytes);
     s->panels = ceil_div(s->p->w.rows, EDGE);
+    s->panels_a_task = s->p->sink ? s->p->sink->columns / EDGE : 0;
+    s->blocks_a_task = s->blocks;
+    s->row_tasks = 1;
+    if (s->p->sink) return;
     s->panels_a_task = at_least(1, at_most(PANELS, s->panels / (threads * 4)));
     const int64_t columns = ceil_div(s->panels, s->panels_a_task);
     s->row_tasks = at_least(1, at_most(s->blocks, 2 * threads / columns));

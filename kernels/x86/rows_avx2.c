@@ -5,6 +5,12 @@
 #include "rows_body.h"
 #include "rows_sample_body.h"
 
+void dllm_panel_read_avx2(struct tally *t, float *z, int64_t n, int32_t first, const dllm_sampling *how, const dllm_key *key,
+                          double *bound)
+{
+    read_panel(t, z, n, first, how, key, bound);
+}
+
 void dllm_rows_avx2(dllm_ops *t)
 {
     t->embed = embed;

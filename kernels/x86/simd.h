@@ -31,6 +31,29 @@ VEC vec vsplit(vec x, vec *e)
         _mm512_mask_add_ps(x, _mm512_cmp_ps_mask(m, vset(1), _CMP_LT_OQ), x, x)); /* halved mantissas count twice */
     return m;
 }
+VEC uint32_t vequal(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); } /* a bit a lane */
+VEC uint32_t vless(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+VEC vec vunless(vec x, vec a, vec b)
+{
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ), x);
+} /* x, 0 where a = b */
+
+typedef __m512i words; /* of 32 bits */
+VEC words wset(uint32_t x) { return _mm512_set1_epi32((int)x); }
+VEC words wcount(uint32_t x) /* x, x + 1, ... */
+{
+    return _mm512_add_epi32(wset(x), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+VEC words wxor(words a, words b) { return _mm512_xor_si512(a, b); }
+VEC void wput(uint32_t *p, words x) { _mm512_storeu_si512(p, x); }
+VEC words wproduct(words a, uint32_t b, words *high) /* the low halves */
+{
+    const words even = _mm512_mul_epu32(a, wset(b)), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), wset(b));
+    *high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
+    return _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+}
+VEC words wnot_shifted(const uint32_t *p, int n) { return _mm512_srli_epi32(wxor(_mm512_loadu_si512(p), wset(~0u)), (unsigned)n); }
+VEC vec wfloat(words x) { return _mm512_cvtepi32_ps(x); } /* below 2^31 */
 VEC void vtranspose(vec r[16])
 {
     __m512i t[16];
@@ -85,6 +108,26 @@ VEC vec vsplit(vec x, vec *e)
     *e = _mm256_cvtepi32_ps(n);
     return _mm256_castsi256_ps(_mm256_sub_epi32(u, _mm256_slli_epi32(n, 23)));
 }
+VEC uint32_t vequal(vec a, vec b) { return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
+VEC uint32_t vless(vec a, vec b) { return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+VEC vec vunless(vec x, vec a, vec b) { return _mm256_and_ps(x, _mm256_cmp_ps(a, b, _CMP_NEQ_UQ)); }
+
+typedef __m256i words;
+VEC words wset(uint32_t x) { return _mm256_set1_epi32((int)x); }
+VEC words wcount(uint32_t x) { return _mm256_add_epi32(wset(x), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+VEC words wxor(words a, words b) { return _mm256_xor_si256(a, b); }
+VEC void wput(uint32_t *p, words x) { _mm256_storeu_si256((__m256i *)(void *)p, x); }
+VEC words wproduct(words a, uint32_t b, words *high)
+{
+    const words even = _mm256_mul_epu32(a, wset(b)), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), wset(b));
+    *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+}
+VEC words wnot_shifted(const uint32_t *p, int n)
+{
+    return _mm256_srli_epi32(wxor(_mm256_loadu_si256((const __m256i *)(const void *)p), wset(~0u)), n);
+}
+VEC vec wfloat(words x) { return _mm256_cvtepi32_ps(x); }
 VEC void vtranspose(vec r[8])
 {
     vec a[8], b[8];

@@ -51,9 +51,15 @@ static void predict(dllm_device *d, int32_t *token, float *score, float *prob, d
     }
 }
 
-static const dllm_ops counting = { DLLM_OPS_ABI, "counting", alloc_lazily, free_it, sync_nothing, scratch, embed,
-                                   rmsnorm,      linear,     rope,         attend,  attend_delta, copy,    replace,
-                                   cosine,       importance, swiglu,       add,     guide,        predict, nll };
+static void head_predict(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat x, dllm_rows rows, dllm_mat w,
+                         const dllm_sampling *how, const dllm_key *keys)
+{
+    predict(d, token, score, prob, x, rows.n, how, keys, NULL, NULL);
+}
+
+static const dllm_ops counting = { DLLM_OPS_ABI, "counting", alloc_lazily, free_it,      sync_nothing, scratch, embed,  rmsnorm,
+                                   linear,       rope,       attend,       attend_delta, copy,         replace, cosine, importance,
+                                   swiglu,       add,        guide,        predict,      head_predict, nll };
 
 static const dllm_config llada = { .family = DLLM_LLADA,
                                    .layers = 32,

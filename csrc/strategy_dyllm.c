@@ -25,11 +25,7 @@ static void plan(dllm_session *s, dllm_sequence *q, dllm_plan *p)
     const int mode = mode_of(s, q);
     const int32_t from = mode == MODE_ANSWER ? q->prompt : 0;
     p->rows = dllm_range(from, q->len - from);
-    p->changed = q->fresh;
-    while (p->changed.n > 0 && p->changed.idx[0] < from) { /* a filled mask of the prompt waits for a whole step */
-        p->changed.idx++;
-        p->changed.n--;
-    }
+    p->changed = dllm_from(q->fresh, from); /* a filled mask of the prompt waits for a whole step */
     if (mode == MODE_FULL || s->params.options[SEED_ALL] != 0) p->changed = p->rows;
     p->n_keys = q->len;
     p->store = true;

@@ -288,6 +288,11 @@ def test_the_core_checks_for_itself():
     for strategy, words in table:
         with pytest.raises(ValueError, match=words):
             _core.Session(core, {"answer_len": 8, "block_len": 8, "steps": 8, "strategy": strategy}, prompt)
+    session = _core.Session(core, {"answer_len": 8, "block_len": 8, "steps": 8, "strategy": "dyllm", "mask_id": MASK}, prompt)
+    ids = session.tokens()
+    ids[3] = MASK
+    with pytest.raises(ValueError, match="sequence 0: row 3 of the prompt cannot become a mask under dyllm"):
+        session.set_tokens(ids)
 
 
 def test_what_a_call_refuses(rng):
@@ -521,6 +526,27 @@ def test_flops_of_dyllm(family, rng):
     for _ in range(full * layers):
         heads.rows(length, length)
     assert 0.8 * bound < stats["flops"] - heads.total <= bound
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cache", [DLLMCache(4, 3, 0.3), DyLLM(tau=0.97, full_steps=3)], ids=str)
+def test_the_last_layer_leaves_out_rows_that_nobody_asks(family, cache, rng):
+    """Unless somebody watches: then it costs their queries, attention, output projection and feed-forward, and changes no id."""
+    prompt = text_ids(rng, P)[None]
+    shape = {"answer": G, "steps": S, "block": B, "cache": cache}
+    model, steps = one(family), Seen()
+    watched, alone = run(model, prompt, callback=steps, **shape), run(model, prompt, **shape)
+    np.testing.assert_array_equal(watched.sequences, alone.sequences)
+    cost, length, low = Cost(model), P + G, P - (family == "dream")  # Dream's last prompt row speaks for the first answer row
+    for t in range(S):
+        if cache.name == "dllm-cache" and t % 4 == 0 or cache.name == "dyllm" and t < 3:
+            cost.layer(0, 0, low, low, low, low * length, low * length)
+        elif cache.name == "dyllm" and (t == 3 or (t + 1) % 4 == 0):
+            changed, salient = (steps[t].chosen[layer][0] for layer in (-2, -1))
+            low_changed, low_salient = ((rows < low).sum() for rows in (changed, salient))
+            summed = low_changed * length + (low - low_changed) * len(changed)
+            cost.layer(0, 0, low, low, low_salient, low * length, summed)
+    assert watched.stats["flops"] - alone.stats["flops"] == cost.total > 0
 
 
 def previous(steps, t, start):

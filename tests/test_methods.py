@@ -110,6 +110,7 @@ DEGENERATE = {
     "one step a block": (SparseDLLM(0.0, None), {"steps": 2}), "only full steps": (DyLLM(full_steps=16), {}),
     "always due": (DyLLM(full_steps=1, refresh_interval=1), {}), "exact": (DyLLM(exact=True), {}),
     "exact after one full step": (DyLLM(full_steps=0, exact=True), {}),
+    "exact by its parts": (DyLLM(tau=float("inf"), whole_interval=1, seed_all=True, keep_seed=True), {}),
 }  # fmt: skip
 
 
@@ -383,6 +384,26 @@ def test_what_a_step_shows(rng):
         assert step.mode[:, 0].tolist() == [mode] * layers
         for chosen, cos in zip(step.chosen, step.decided_by, strict=True):
             assert chosen[0].tolist() == (np.flatnonzero(cos[0] < 0.95).tolist() if mode > 0 else [])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tau", [-1.5, 0.95])
+def test_a_new_token_stays_salient_if_asked(family, tau, rng):
+    """In every layer: what turned, and the rows written last; in a batch as alone."""
+    model, rows, shape = one(family), ragged(rng), {"answer": 16, "steps": 16, "block": 8}
+    cache, steps = DyLLM(tau, full_steps=2, keep_seed=True), Seen()
+    out = run(model, rows, cache=cache, callback=steps, **shape)
+    added, written = 0, steps[1].committed
+    for before, step in zip(steps[1:], steps[2:], strict=False):
+        written = [new if len(new) else old for new, old in zip(before.committed, written, strict=True)]
+        for chosen, cosines in zip(step.chosen, step.decided_by, strict=True):
+            for b in range(len(rows)):
+                turned = np.flatnonzero(cosines[b] < tau)
+                assert chosen[b].tolist() == np.union1d(turned, written[b]).tolist()
+                added += len(chosen[b]) - len(turned)
+    assert added > 0
+    for row, ids in zip(rows, out.sequences, strict=True):
+        np.testing.assert_array_equal(run(model, row[None], cache=cache, **shape).sequences[0], ids)
 
 
 def test_guidance_has_a_cache_of_its_own(rng):

@@ -8,7 +8,7 @@ extern "C" {
 
 /* Calls fn(arg, task, thread) once for every task in [0, tasks) and returns when all are done. At most `threads` threads take part,
  * the caller among them; `thread` in [0, threads) tells them apart, for scratch, and no result may depend on which one ran a task.
- * While another caller is at work, or from inside a task, everything runs on the caller as thread 0. */
+ * While another call is at work, as it is inside a task of a shared one, everything runs on the caller as thread 0. */
 void dllm_parallel(int threads, int tasks, void (*fn)(void *arg, int task, int thread), void *arg);
 
 /* How many processors this process may use: its affinity mask and the quotas of its control groups; at least 1. */

@@ -1,5 +1,6 @@
 /* standin_openmp.c: an OpenMP runtime as the core sees one, built as libtorch_cpu.so. Unlike a real one it can be told to send few
  * threads or to return late, it counts, and sanitizers see all of it. */
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>
 #include <time.h>

@@ -193,7 +193,7 @@ typedef struct {
     int32_t mask_id, eos_id, eot_id;
     dllm_noise noise; /* draw NULL: Philox */
     dllm_shift shift;
-    bool watch;                    /* record what the caching method does: dllm_session_watched */
+    bool watch; /* record what the caching method does: dllm_session_watched; the last layer then keeps rows nobody asks, too */
     const dllm_strategy *strategy; /* NULL: no caching */
     double options[DLLM_MAX_OPTIONS];
 } dllm_params;

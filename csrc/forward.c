@@ -24,6 +24,19 @@ static void choose_rows(dllm_session *s)
     s->places_used = 0;
 }
 
+/* In the last layer what is kept of a row serves nobody but the row itself, once it is asked. Rows before the first mask never are, but
+ * for the one that speaks for it. (A watched session keeps them all: somebody looks.) */
+static void drop_unread(dllm_session *s)
+{
+    if (s->layer < s->model->config.layers - 1 || !s->strategy->keeps || s->chosen) return;
+    for (int b = 0; b < s->n_sequences; b++) {
+        const int32_t from = s->sequences[b].fixed - (s->model->config.shift_logits && s->sequences[b].fixed > 0);
+        dllm_layer_rows *r = &s->layer_rows[b];
+        dllm_rows *sets[] = { &r->exact, &r->delta, &r->out, &r->ffn, &r->travel };
+        for (int i = 0; i < 5; i++) *sets[i] = dllm_from(*sets[i], from);
+    }
+}
+
 /* Queries and keys of every sequence's set; the queries lie packed from 0 in the order of the sets. */
 static int spans(dllm_session *s, bool delta)
 {
@@ -171,10 +184,12 @@ static void run_layer(dllm_session *s)
     const dllm_ops *op = d->ops;
     const dllm_layer *w = &s->model->weights.layers[s->layer];
     choose_rows(s);
-    const dllm_rows norm = dllm_pack(s, DLLM_SET_NORM, DLLM_IN_ROWS), travel = dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ROWS);
+    const dllm_rows norm = dllm_pack(s, DLLM_SET_NORM, DLLM_IN_ROWS);
     op->rmsnorm(d, s->h, norm, s->x, norm, w->attn_norm, s->model->config.norm_eps);
     project_values(s, w);
+    drop_unread(s);
     attention(s, w);
+    const dllm_rows travel = dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ROWS);
     if (s->strategy->after_context) compare_contexts(s);
     op->linear(d, s->attn, dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ATTN), s->context, dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ROWS), w->o,
                (dllm_mat){ 0 });

@@ -251,6 +251,13 @@ int dllm_session_set_tokens(dllm_session *s, const int32_t *ids, int64_t n)
         FAIL_IF(ids[i] < 0 || ids[i] >= s->model->config.vocab, DLLM_E_VALUE, "id %d at row %lld is outside the vocabulary of %d",
                 ids[i], (long long)i, s->model->config.vocab);
     }
+    for (int b = 0; s->strategy->keeps && b < s->n_sequences; b++) { /* drop_unread() kept nothing for these rows */
+        const dllm_sequence *q = &s->sequences[b];
+        for (int32_t r = 0; r < q->fixed; r++)
+            FAIL_IF(ids[q->first + r] == s->params.mask_id, DLLM_E_VALUE,
+                    "sequence %d: row %d of the prompt cannot become a mask under %s, which keeps nothing to fill it from", b, r,
+                    s->strategy->name);
+    }
     for (int b = 0; b < s->n_sequences; b++) dllm_ids_changed(s, &s->sequences[b], ids);
     memcpy(s->ids[0], ids, (size_t)n * sizeof *ids);
     return 0;

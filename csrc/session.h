@@ -6,6 +6,7 @@
 
 /* rows.c: row-set algebra; sets are ascending. */
 dllm_rows dllm_range(int32_t first, int32_t n);
+dllm_rows dllm_from(dllm_rows rows, int32_t first); /* without those below first */
 dllm_rows dllm_without(int32_t *space, dllm_rows all, dllm_rows some);
 dllm_rows dllm_join(int32_t *space, dllm_rows a, dllm_rows b);
 /* Indices of the k highest scores, ascending, ties to the lowest; space: n floats. Returns how many. */

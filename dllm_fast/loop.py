@@ -112,6 +112,7 @@ class GenerateOutput:
 class Run:
     """One request: a session of the core, and the way from its packed rows back to the caller's sequences.
 
+    watch: somebody will look at what the caching method does, so the last layer runs for rows that nobody asks, too.
     tokens_hook(index, sequences, logits) and logits_hook(index, sequences, logits) are Dream's two hook functions.
     """
 
@@ -123,13 +124,15 @@ class Run:
         *,
         seed: Any = None,
         noise: Any = None,
+        watch: bool,
         tokens_hook: Callable[..., Any] | None = None,
         logits_hook: Callable[..., Any] | None = None,
     ) -> None:
         self.model, self.batch, self.mask_id, self.total = model, batch, params["mask_id"], params["steps"]
         self.tokens_hook, self.logits_hook = tokens_hook, logits_hook
-        self.watching = params.get("strategy") is not None
-        if self.watching and (tokens_hook or logits_hook):
+        cached = params.get("strategy") is not None
+        self.watching = watch and cached
+        if cached and (tokens_hook or logits_hook):
             raise ValueError("hooks see the logits of all positions, which a cached step does not compute: use cache=None")
         self.session = _core.Session(
             model.core,

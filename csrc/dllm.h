@@ -2,7 +2,7 @@
  *
  *     dllm_checkpoint *files;                                   // config.json + *.safetensors, mapped, not copied
  *     if (dllm_checkpoint_open(&files, "LLaDA-8B-Instruct") < 0) die(dllm_last_error());
- *     dllm_device *cpu;   dllm_device_open(&cpu, "cpu", 0);      // 0 threads: as many as the affinity mask allows
+ *     dllm_device *cpu;   dllm_device_open(&cpu, "cpu", 0);      // 0 threads: as many as this process may use
  *     dllm_model *model;  dllm_model_open(&model, cpu, dllm_checkpoint_config(files), dllm_checkpoint_weights(files), DLLM_BF16);
  *
  *     dllm_params p;      dllm_params_init(&p, dllm_model_config(model));
@@ -117,6 +117,10 @@ void dllm_device_close(dllm_device *d);
 const char *dllm_device_name(const dllm_device *d);    /* "cpu" or "cuda:0" */
 const char *dllm_device_backend(const dllm_device *d); /* which kernels run: "c", "avx2", "avx512bf16", "amx", "cuda" */
 int dllm_device_threads(const dllm_device *d);
+/* Which threads the kernels of all CPU devices run on. "auto", as it is at first: those of the OpenMP runtime that the process has
+ * loaded, usually torch's, looked for whenever a session opens, else a small pool of our own. "own": our own pool. */
+int dllm_threads_use(const char *runtime);
+const char *dllm_threads_runtime(void); /* "own", or the path of the borrowed runtime */
 /* Opens the CUDA plug-in, libdllm_cuda.so beside this library if path is NULL: its device count, or DLLM_E_DEVICE and one line that
  * says why. Once open it stays open, and later paths are ignored. */
 int dllm_cuda_load(const char *path);

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "../kernels/threads.h"
 #include "session.h"
 
 /* ---- memory: everything is taken here, and a failure names what asked for how much -------------------------------------------- */
@@ -194,6 +195,7 @@ int dllm_session_open(dllm_session **out, dllm_model *m, const dllm_params *p, c
     *out = NULL;
     TRY(dllm_check_params(p, &m->config));
     TRY(check_prompts(m, p, prompts, n));
+    dllm_threads_look();
     dllm_session *s = calloc(1, sizeof *s);
     void **blocks = calloc(MAX_BLOCKS, sizeof *blocks);
     if (!s || !blocks) {

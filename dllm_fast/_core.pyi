@@ -112,6 +112,15 @@ def cpu_levels() -> list[str]:
 def strategies() -> dict[str, dict[str, dict[str, Any]]]:
     """The caching methods of the core: name to option to {"default", "help"}."""
 
+def default_threads() -> int:
+    """How many processors this process may use: its affinity mask and the quotas of its control groups."""
+
+def thread_runtime() -> str:
+    """The path of the OpenMP runtime that kernels borrow their threads from; "own": they run on a pool of our own."""
+
+def use_threads(runtime: str) -> None:
+    """Takes "auto", a runtime that the process has loaded or else a pool of our own, or "own"."""
+
 def load_cuda(path: str) -> int:
     """Opens the CUDA plug-in; its device count. DeviceError says in one line why not."""
 

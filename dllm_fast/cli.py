@@ -1,7 +1,6 @@
 """The command dllm-fast: info, check, generate, bench."""
 
 import argparse
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from . import __version__, _core, cuda, live, tokenizer
 from .caches import CACHES
 from .generate import generate
 from .model import Model, folder_of, load
+from .threads import thread_count, thread_runtime
 
 SHAPE = ("layers", "dim", "heads", "kv_heads", "head_dim", "ffn_dim", "vocab", "max_len")
 SPECIAL = ("mask_id", "eos_id", "eot_id", "pad_id", "bos_id")
@@ -90,14 +90,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _info(args: argparse.Namespace) -> int:
     levels = _core.cpu_levels()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"dllm_fast {__version__}")
-    print(f"cpu:   {' '.join(levels)} ({threads} threads)")
+    print(f"cpu:   {' '.join(levels)} ({thread_count()} threads, {_whose(thread_runtime())})")
     count, line = cuda.state()
     print(f"cuda:  {line if count else 'unavailable: ' + line}")
     if args.model:
         _describe(load(args.model))
     return 0
+
+
+def _whose(runtime: str) -> str:
+    return "our own, or those of torch where torch is loaded" if runtime == "own" else f"borrowed from {runtime}"
 
 
 def _describe(model: Model) -> None:

@@ -24,7 +24,7 @@ def test_info(capsys):
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"dllm_fast {dllm_fast.__version__}\n")
-    assert re.search(rf"^cpu:   {' '.join(_core.cpu_levels())} \(\d+ threads\)$", out, re.M)
+    assert re.search(rf"^cpu:   {' '.join(_core.cpu_levels())} \(\d+ threads, (our own|borrowed from .+/lib.*omp).*\)$", out, re.M)
     assert len(re.findall(r"^cuda:  .+$", out, re.M)) == 1 and len(out.splitlines()) == 3
 
 

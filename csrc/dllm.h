@@ -117,6 +117,12 @@ void dllm_device_close(dllm_device *d);
 const char *dllm_device_name(const dllm_device *d);    /* "cpu" or "cuda:0" */
 const char *dllm_device_backend(const dllm_device *d); /* which kernels run: "c", "avx2", "avx512bf16", "amx", "cuda" */
 int dllm_device_threads(const dllm_device *d);
+/* What a CPU could do at best, measured now, in about a second: bytes read from memory, and operations of matrix products (multiply-adds count 2)
+ * by dtype of both sides, all a second. */
+typedef struct {
+    double read, f32, bf16;
+} dllm_ceilings;
+int dllm_device_ceilings(dllm_device *d, dllm_ceilings *out);
 /* Opens the CUDA plug-in, libdllm_cuda.so beside this library if path is NULL: its device count, or DLLM_E_DEVICE and one line that
  * says why. Once open it stays open, and later paths are ignored. */
 int dllm_cuda_load(const char *path);

@@ -141,6 +141,10 @@ def cpu_levels() -> list[str]:
 def strategies() -> dict[str, dict[str, dict[str, Any]]]:
     """The caching methods of the core: name to option to {"default", "help"}."""
 
+def ceilings(device: str, threads: int) -> dict[str, float]:
+    """What a CPU device could do at best, measured now: "bytes" read from memory, and operations of matrix products in "float32"
+    and "bfloat16", all a second."""
+
 def load_cuda(path: str) -> int:
     """Opens the CUDA plug-in; its device count. DeviceError says in one line why not."""
 

@@ -121,6 +121,12 @@ int dllm_device_threads(const dllm_device *d);
  * loaded, usually torch's, looked for whenever a session opens, else a small pool of our own. "own": our own pool. */
 int dllm_threads_use(const char *runtime);
 const char *dllm_threads_runtime(void); /* "own", or the path of the borrowed runtime */
+/* What a CPU could do at best, measured now, in about a second: bytes read from memory, and operations of matrix products (multiply-adds count 2)
+ * by dtype of both sides, all a second. */
+typedef struct {
+    double read, f32, bf16;
+} dllm_ceilings;
+int dllm_device_ceilings(dllm_device *d, dllm_ceilings *out);
 /* Opens the CUDA plug-in, libdllm_cuda.so beside this library if path is NULL: its device count, or DLLM_E_DEVICE and one line that
  * says why. Once open it stays open, and later paths are ignored. */
 int dllm_cuda_load(const char *path);
@@ -214,13 +220,45 @@ typedef struct {
 } dllm_prompt;
 
 /* ---- sessions -------------------------------------------------------------------------------------------------------------- */
+/* What a step consists of. Everything a session does is one of these. */
+typedef enum {
+    DLLM_STAGE_PLAN, /* which rows to ask for and to compute */
+    DLLM_STAGE_EMBED,
+    DLLM_STAGE_NORM,
+    DLLM_STAGE_V,
+    DLLM_STAGE_K,
+    DLLM_STAGE_Q,
+    DLLM_STAGE_ROPE,
+    DLLM_STAGE_ATTENTION,
+    DLLM_STAGE_O,
+    DLLM_STAGE_GATE,
+    DLLM_STAGE_UP,
+    DLLM_STAGE_SWIGLU,
+    DLLM_STAGE_DOWN,
+    DLLM_STAGE_ADD,   /* what a layer adds to the residual stream */
+    DLLM_STAGE_CACHE, /* a caching method compares, chooses and keeps */
+    DLLM_STAGE_HEAD,
+    DLLM_STAGE_PREDICT, /* logits guided, tokens drawn and scored */
+    DLLM_STAGE_DECIDE,  /* what is revealed, and on to the next step */
+    DLLM_STAGES
+} dllm_stage;
+const char *dllm_stage_name(int stage); /* "plan", "embed", ...; NULL past the end */
+
+/* flops: of matrix products and attention; multiply-adds count 2. bytes: the least that must move: weights once a call, rows in and out, the
+ * keys and values that attention reads. */
+typedef struct {
+    double seconds;
+    uint64_t flops, bytes;
+} dllm_stage_cost;
+
 typedef struct {
     uint64_t forwards, steps, tokens;                               /* network passes, steps, rows revealed */
     uint64_t rows_v, rows_k, rows_q, rows_out, rows_ffn, rows_head; /* rows computed, summed over layers and passes */
     uint64_t flops, flops_uncached; /* multiply-adds count 2; what an uncached run of the same steps costs, head on the same rows */
     size_t cache_bytes, scratch_bytes; /* kept between steps; everything else the session holds */
     size_t weight_bytes;
-    double seconds; /* inside step, forward and decide */
+    dllm_stage_cost stages[DLLM_STAGES]; /* their flops add up to flops, their seconds to seconds */
+    double seconds;                      /* inside the functions that run the network */
 } dllm_stats;
 
 typedef struct dllm_session dllm_session;

@@ -99,7 +99,26 @@ static PyObject *py_load_cuda(PyObject *module, PyObject *arg)
     return n < 0 ? dllm_py_raise(module, n) : PyLong_FromLong(n);
 }
 
+static PyObject *py_ceilings(PyObject *module, PyObject *args)
+{
+    const char *name;
+    int threads;
+    dllm_device *device;
+    dllm_ceilings c;
+    if (!PyArg_ParseTuple(args, "si", &name, &threads)) return NULL;
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    status = dllm_device_open(&device, name, threads);
+    if (status >= 0) status = dllm_device_ceilings(device, &c);
+    dllm_device_close(device);
+    Py_END_ALLOW_THREADS
+    if (status < 0) return dllm_py_raise(module, status);
+    return Py_BuildValue("{s:d,s:d,s:d}", "bytes", c.read, "float32", c.f32, "bfloat16", c.bf16);
+}
+
 static PyMethodDef functions[] = {
+    { "ceilings", py_ceilings, METH_VARARGS,
+      "ceilings(device, threads): bytes read and operations of matrix products a second, at best; measured now." },
     { "cpu_levels", py_cpu_levels, METH_NOARGS, "Instruction-set levels this processor has, best last." },
     { "strategies", py_strategies, METH_NOARGS, "The caching methods: name to option to default and help." },
     { "default_threads", py_default_threads, METH_NOARGS, "How many processors this process may use." },

@@ -95,7 +95,8 @@ class Step:
 class GenerateOutput:
     """What a run gave. Also unpacks as (sequences, nfe), nfe being the number of steps.
 
-    history[i]: the sequences after step i, or None if it was not asked for. stats: forwards, tokens, seconds, ...
+    history[i]: the sequences after step i, or None if it was not asked for. stats: forwards, tokens, seconds, ...;
+    stats["stages"]: of every stage of a step ("q", "attention", "head", ...) its seconds, flops and bytes.
     """
 
     sequences: Any
@@ -175,7 +176,7 @@ class Run:
 
     def stats(self) -> dict[str, Any]:
         """What the run cost so far."""
-        s = dict(self.session.stats())
+        s: dict[str, Any] = dict(self.session.stats())
         s["rows"] = {stage: s.pop(f"rows_{stage}") for stage in ("v", "k", "q", "out", "ffn", "head")}
         s["tokens_per_second"] = s["tokens"] / s["seconds"] if s["seconds"] > 0 else 0.0
         s["peak_bytes"] = s["weight_bytes"] + s["cache_bytes"] + s["scratch_bytes"]

@@ -607,6 +607,51 @@ def test_flops_uncached_is_what_an_uncached_run_of_these_steps_costs(family, rng
         assert stats["flops_uncached"] == cost.total > stats["flops"] / 0.95
 
 
+@pytest.mark.parametrize("family, options", [("llada", {}), ("llada", GUIDED), ("dream", {})])
+@pytest.mark.parametrize("cache", [None, *CACHES])
+def test_stages_add_up(family, options, cache, rng):
+    """Every product's operations are twice its rows times its matrix; the stages together are the step."""
+    model, steps, stats = counted(family, CACHES.get(cache), rng, **options)
+    stages, rows, c = stats["stages"], stats["rows"], model.config
+    dim, wide, kv, ffn = c["dim"], c["heads"] * c["head_dim"], c["kv_heads"] * c["head_dim"], c["ffn_dim"]
+    products = {
+        **{"v": rows["v"] * dim * kv, "k": rows["k"] * dim * kv, "q": rows["q"] * dim * wide, "o": rows["out"] * dim * wide},
+        **dict.fromkeys(("gate", "up", "down"), rows["ffn"] * dim * ffn),
+        "head": rows["head"] * dim * c["vocab"],
+    }
+    assert {name: stages[name]["flops"] for name in products} == {name: 2 * n for name, n in products.items()}
+    assert sum(cost["flops"] for cost in stages.values()) == stats["flops"]
+    assert stages["attention"]["flops"] == stats["flops"] - 2 * sum(products.values()) > 0
+    assert sum(cost["seconds"] for cost in stages.values()) == pytest.approx(stats["seconds"])
+    assert (stages["cache"]["bytes"] > 0) == (cache is not None)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bytes_of_an_uncached_pass(family, rng):
+    """Weights once, rows in and out; attention reads every key and value once."""
+    model = tiny(f"{family}_tiny", "float32")  # the weights are bfloat16
+    c, n, layers = model.config, 19, model.config["layers"]
+    session = _core.Session(model.core, {"answer_len": 0}, [text_ids(rng, n).astype(np.int32)])
+    session.hidden()
+    dim, wide, kv, ffn = c["dim"], c["heads"] * c["head_dim"], c["kv_heads"] * c["head_dim"], c["ffn_dim"]
+    bias = family == "dream"
+    numbers = {  # of weights, of activations
+        "embed": (n * dim, n * dim + n),
+        "norm": ((2 * layers + 1) * dim, (2 * layers + 1) * 2 * n * dim),
+        "v": (layers * (dim + bias) * kv, layers * n * (dim + kv)),
+        "k": (layers * (dim + bias) * kv, layers * n * (dim + kv)),
+        "q": (layers * (dim + bias) * wide, layers * n * (dim + wide)),
+        "rope": (0, layers * n * (2 * wide + 2 * kv + 2 * c["head_dim"])),
+        "attention": (0, layers * n * (2 * wide + 2 * kv)),
+        "o": (layers * dim * wide, layers * n * (wide + dim)),
+        **dict.fromkeys(("gate", "up", "down"), (layers * dim * ffn, layers * n * (dim + ffn))),
+        "swiglu": (0, layers * n * 3 * ffn),
+        "add": (0, layers * n * 6 * dim),
+    }
+    moved = {name: cost["bytes"] for name, cost in session.stats()["stages"].items() if cost["bytes"]}
+    assert moved == {name: 2 * weights + 4 * rest for name, (weights, rest) in numbers.items()}
+
+
 @pytest.mark.parametrize("family, dtype", [("llada", "float32"), ("dream", "float32"), ("llada", "bfloat16")])
 def test_cache_bytes_are_the_memory_formulas(family, dtype, rng):
     model, prompt, answer, block = tiny(f"{family}_tiny", dtype), 400, 64, 8

@@ -27,8 +27,12 @@ class Ceilings:
     bandwidth: float
     peak: float
 
+    def raise_to(self, weight_bytes: float, flops: float, seconds: float) -> None:
+        self.bandwidth = max(self.bandwidth, weight_bytes / seconds)
+        self.peak = max(self.peak, flops / seconds)
+
     def floor(self, weight_bytes: float, flops: float) -> float:
-        """Seconds below which nobody can be."""
+        """Seconds below which nobody was."""
         return max(weight_bytes / self.bandwidth, flops / self.peak)
 
 
@@ -117,25 +121,29 @@ def attentions(pool: Pool, queries: int, keys: int, threads: int) -> dict[str, C
 def measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(a row for every kernel, shape and contestant, facts)."""
     best = ceilings(args.threads)
-    pool = Pool("torch f32" not in args.without)
-    rows = list(_rows(args, best, pool))
-    return rows, {"bandwidth": best.bandwidth, "peak": best.peak}
+    rows = list(_rows(args, Pool("torch f32" not in args.without)))
+    for r in rows:  # a machine that was busy before may show more now
+        best.raise_to(r["bytes"], r["flops"], min(t["fastest"] for name, t in r["times"].items() if name != "torch f32"))
+    for r in rows:
+        r["floor"] = best.floor(r["bytes"], r["flops"])
+    return rows, dataclasses.asdict(best)
 
 
-def _rows(args: argparse.Namespace, best: Ceilings, pool: Pool) -> Iterator[dict[str, Any]]:
+def _rows(args: argparse.Namespace, pool: Pool) -> Iterator[dict[str, Any]]:
     for (n, k), m in itertools.product(args.shapes, args.rows):
-        floor = best.floor(2 * n * k, 2 * m * n * k)
         times = take_turns(products(pool, (n, k), m, args.threads), args.repeats)
-        yield shown({"kernel": "linear", "shape": f"{n} x {k}", "rows": m, "floor": floor, "times": times})
+        work = {"bytes": 2 * n * k, "flops": 2 * m * n * k}
+        yield shown({"kernel": "linear", "shape": f"{n} x {k}", "rows": m, **work, "times": times})
     dim = HEADS * HEAD_DIM
     for keys, m in itertools.product(args.keys, args.queries):
-        floor = best.floor(4 * keys * dim, 4 * m * keys * dim)
         times = take_turns(attentions(pool, m, keys, args.threads), args.repeats)
-        yield shown({"kernel": "attention", "shape": f"{keys} keys", "rows": m, "floor": floor, "times": times})
+        work = {"bytes": 4 * keys * dim, "flops": 4 * m * keys * dim}
+        yield shown({"kernel": "attention", "shape": f"{keys} keys", "rows": m, **work, "times": times})
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
-    print(line(row), flush=True)
+    times = ", ".join(f"{name} {t['fastest'] * 1e3:.3f} ms" for name, t in row["times"].items())
+    print(f"{row['kernel']} {row['shape']}, {row['rows']} rows: {times}", flush=True)
     return row
 
 

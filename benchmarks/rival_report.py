@@ -56,7 +56,7 @@ def draw_bars(pyplot: Any, part: str, rows: list[dict[str, Any]]) -> Any:
         for i, name in enumerate(names):
             axes.barh(np.arange(len(rows)) + 0.2 * (i - 1.5), [r["seconds"][name] for r in rows], 0.2, label=name)
         axes.set_yticks(np.arange(len(rows)), [r["method"] for r in rows])
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     else:
         axes.barh([r["name"] for r in rows], [r.get("seconds", r["step"]) for r in rows], color="#3b6ea5")
     axes.invert_yaxis()
@@ -74,7 +74,8 @@ def about(args: argparse.Namespace) -> str:
         "one token a step",
     }[args.part]
     scaled = "" if args.part == "steps" or args.whole else " Medians of the timed steps stand for the others of their kind."
-    return f"{what}; {args.layers} layers of {SHAPES[args.family]}, random weights.{scaled}"
+    model = args.model.name if args.model else f"{args.layers} layers of {SHAPES[args.family]}, random weights"
+    return f"{what}; {model}.{scaled}"
 
 
 LINES = {"kernels": rival_kernels.lines, "steps": steps_lines, "generation": generation_lines, "methods": methods_lines}

@@ -1,6 +1,6 @@
 """dllm_fast beside what else one could use on a processor: torch and llama.cpp, on the same weights and shapes, in one run.
 
-    python benchmarks/rivals.py --part kernels|steps|generation|methods [--family llada|dream] [--layers 4]
+    python benchmarks/rivals.py --part kernels|steps|generation|methods [--family llada|dream] [--layers 4 | --model FOLDER]
     python benchmarks/rivals.py --verify
 
 kernels     matrix products and attention against torch's, and against what the machine could do
@@ -9,10 +9,13 @@ generation  the whole uncached answer, one token a step: --prompt 512 --answer 1
 methods     each caching method against the same method in plain torch, and against torch without one: --prompt 1024 --answer 256
 
 Contestants take turns at every step, so that whatever else the machine does hits all of them alike. A generation is not run to its
-end unless --whole says so: its steps are of a few kinds, as many of each as the schedule says; some of each are timed, spread over
-the run, and the median of a kind stands for all its steps. --verify runs the torch methods and ours to the end on the small models
-that come with the package, in float32, and compares the ids. llama.cpp takes part if llama-cpp-python is installed; no part of it
-is needed. Numbers go to benchmarks/results/rivals-PART-FAMILY-DATE.md, .json and, with matplotlib, .png.
+end unless --whole says so: its steps are of a few kinds (dense, cached, refresh, ...), as many of each as the schedule says, and
+the median of those timed stands for all of a kind. Uncached steps are timed here and there over the whole schedule; caching
+methods, whose steps lean on each other, from the start until every kind occurred, and for at least --steps.
+
+--verify runs the torch methods and ours to the end on the small models that come with the package, in float32, and compares the
+ids. llama.cpp takes part if llama-cpp-python is installed. Numbers go to benchmarks/results/rivals-PART-FAMILY-DATE.md, .json and,
+with matplotlib, .png.
 """
 
 import argparse
@@ -72,9 +75,9 @@ class Runner:
 class Request:
     """What all contestants are asked: one prompt, one token a step."""
 
-    def __init__(self, args: argparse.Namespace, cache: Any = None) -> None:
+    def __init__(self, args: argparse.Namespace, mask_id: int, cache: Any = None) -> None:
         self.family, self.answer, self.block, self.cache = args.family, args.answer, args.block, cache
-        self.prompt = np.random.default_rng(0).integers(0, 100_000, args.prompt).astype(np.int32)
+        self.prompt = np.random.default_rng(0).integers(0, mask_id, args.prompt).astype(np.int32)
 
     @property
     def blocks(self) -> int | None:
@@ -152,9 +155,12 @@ class Field:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         cache = pathlib.Path(args.cache or pathlib.Path(tempfile.gettempdir()) / "dllm_fast-benchmarks")
-        self.folder = make(cache / f"{args.family}-{args.layers}", args.family, args.layers)
+        self.folder = args.model or make(cache / f"{args.family}-{args.layers}", args.family, args.layers)
         self.model = dllm_fast.load(self.folder, device="cpu", threads=args.threads)
         self.rival, self.bf16 = torch_model(self.folder, args.family)
+
+    def request(self, cache: Any = None) -> Request:
+        return Request(self.args, self.model.config["mask_id"], cache)
 
     def f32(self) -> Any:
         return torch_model(self.folder, self.args.family, torch.float32)[1]
@@ -175,7 +181,7 @@ class Field:
 def steps_part(field: Field) -> Iterator[dict[str, Any]]:
     """One uncached step, again and again."""
     args = field.args
-    prompt = Request(args).prompt
+    prompt = field.request().prompt
     contestants = [our_contestant(field.model, prompt, args.family)]
     for name, model, predict in field.others():
         official, candidates = torch_contestants(field.rival, model, prompt, args.family)
@@ -195,7 +201,7 @@ def steps_part(field: Field) -> Iterator[dict[str, Any]]:
 
 def generation_part(field: Field) -> Iterator[dict[str, Any]]:
     """A whole uncached answer."""
-    args, request = field.args, Request(field.args)
+    args, request = field.args, field.request()
     runners = [our_runner(field.model, request, uncached)]
     for name, model, predict in field.others():
         runners.append(torch_runner(name, field.rival, model, predict, request, uncached))
@@ -220,7 +226,7 @@ def methods_part(field: Field) -> Iterator[dict[str, Any]]:
     """Every caching method, ours and torch's, beside both without one."""
     args = field.args
     for name in args.methods:
-        request = Request(args, papers_setting(name, args.family))
+        request = field.request(papers_setting(name, args.family))
         cached = plain(request.cache, field.bf16, args.prompt, args.answer, args.block)
         predict = field.rival.predict_all
         both = [
@@ -228,8 +234,8 @@ def methods_part(field: Field) -> Iterator[dict[str, Any]]:
             torch_runner("torch, the same method", field.rival, cached, predict, request, cached.kind),
         ]
         without = [
-            our_runner(field.model, Request(args), uncached),
-            torch_runner("torch, uncached", field.rival, field.bf16, predict, Request(args), uncached),
+            our_runner(field.model, field.request(), uncached),
+            torch_runner("torch, uncached", field.rival, field.bf16, predict, field.request(), uncached),
         ]
         without[0].name += ", uncached"
         warm(without)
@@ -275,12 +281,17 @@ def papers_setting(method: str, family: str) -> Any:
 
 
 def verify(folder: pathlib.Path, family: str, cache: Any, prompt: np.ndarray, answer: int = 24, block: int = 8) -> bool:
-    """Does the torch method give the ids that dllm_fast gives, in float32?"""
+    """Does the torch method give the ids that dllm_fast gives, in float32?
+
+    Dream in half as many steps: at one token a step its schedule begins a block with none, and after a step that changed nothing
+    dLLM-Cache chooses between values that are equal but for rounding.
+    """
     model = dllm_fast.load(folder, dtype="float32", device="cpu", threads=1)
     rival, plain_model = torch_model(folder, family, torch.float32)
     length = {"gen_length" if family == "llada" else "max_new_tokens": answer}
-    options = {"steps": answer, "block_length": block, **length}
-    theirs = plain(cache, plain_model, len(prompt), answer, block) if cache else plain_model
+    each = 1 if family == "llada" else 2
+    options = {"steps": answer // each, "block_length": block, **length}
+    theirs = plain(cache, plain_model, len(prompt), answer, block, block // each) if cache else plain_model
     ids = rival.generate(theirs, torch.from_numpy(prompt).long()[None], **options).numpy()
     if family == "llada":
         return bool((model.generate(prompt[None], cache=cache, **options) == ids).all())
@@ -312,12 +323,13 @@ def shapes(text: str) -> list[tuple[int, int]]:
     return [(int(n), int(k)) for n, k in (s.split("x") for s in text.split(",") if s)]
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--part", choices=("kernels", "steps", "generation", "methods"))
     p.add_argument("--verify", action="store_true", help="compare ids in place of times")
     p.add_argument("--family", choices=tuple(SHAPES), default="llada")
-    p.add_argument("--layers", type=int, default=4)
+    p.add_argument("--layers", type=int, default=4, help="of the random model that is made")
+    p.add_argument("--model", type=pathlib.Path, help="a checkpoint folder of the family, in place of the random model")
     p.add_argument("--prompt", type=int, help="tokens; default 1024 for methods, 384 for steps, else 512")
     p.add_argument("--answer", type=int, help="tokens; default 256 for methods, else 128")
     p.add_argument("--block", type=int, default=32)
@@ -336,7 +348,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--keys", type=numbers, default=numbers("1024,4096"), help="kernels: of attention")
     p.add_argument("--cache", help="where the random model is kept; default: the system's temporary directory")
     p.add_argument("--results", default=str(HERE / "results"), help="where the numbers go; '' for nowhere")
-    args = p.parse_args()
+    args = p.parse_args(given)
     if not args.verify and not args.part:
         p.error("--part kernels|steps|generation|methods, or --verify, expected")
     args.prompt = args.prompt or {"methods": 1024, "steps": 384}.get(args.part, 512)
@@ -344,8 +356,8 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def main() -> int:
-    args = arguments()
+def main(given: Sequence[str] | None = None) -> int:
+    args = arguments(given)
     if args.verify:
         return verify_all()
     torch.set_num_threads(args.threads)

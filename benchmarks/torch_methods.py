@@ -17,9 +17,13 @@ from torch_llada import TorchLLaDA
 class Cached:
     """What the methods share. window() is one pass: (hidden rows of the last norm [1, n, dim], position of the first)."""
 
-    def __init__(self, model: TorchLLaDA, prompt_length: int, answer_length: int, block_length: int) -> None:
+    def __init__(
+        self, model: TorchLLaDA, prompt_length: int, answer_length: int, block_length: int, block_steps: int | None = None
+    ) -> None:
+        """block_steps: passes a block; as many as it has tokens, if not given."""
         self.model, self.mask_id, self.logits = model, model.mask_id, model.logits
         self.prompt, self.answer, self.block = prompt_length, answer_length, block_length
+        self.block_steps = block_steps or block_length
         self.length = prompt_length + answer_length
         self.dtype = model.head.dtype
         self.tables = model.rope_tables(self.length, self.dtype)
@@ -128,11 +132,10 @@ class SparseDLLM(Cached):
         self.keep_ratio, self.kernel = keep_ratio, kernel
 
     def kind(self, step: int) -> str:
-        return {0: "dense", 1: "dense, selecting"}.get(step % self.block, "sparse")
+        return {0: "dense", 1: "dense, selecting"}.get(step % self.block_steps, "sparse")
 
     def run(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """One token a step: a block has as many passes as tokens."""
-        block, step = divmod(self.passes, self.block)
+        block, step = divmod(self.passes, self.block_steps)
         low = self.prompt + block * self.block
         rows = torch.arange(self.length) if step < 2 else torch.arange(low, low + self.block)
         x = self.embed(ids[rows])
@@ -215,7 +218,9 @@ class DyLLM(Cached):
 METHODS: dict[str, type[Cached]] = {"dllm-cache": DLLMCache, "sparse-dllm": SparseDLLM, "dyllm": DyLLM}
 
 
-def plain(cache: Any, model: TorchLLaDA, prompt_length: int, answer_length: int, block_length: int) -> Cached:
+def plain(
+    cache: Any, model: TorchLLaDA, prompt_length: int, answer_length: int, block_length: int, block_steps: int | None = None
+) -> Cached:
     """The same method with the same options as dllm_fast's cache object, ready for one generation."""
     options = {
         "dllm-cache": {
@@ -227,4 +232,4 @@ def plain(cache: Any, model: TorchLLaDA, prompt_length: int, answer_length: int,
         "dyllm": {"tau": "tau", "full_steps": "full_steps", "whole_interval": "whole_interval"},
     }[cache.name]
     named = {mine: getattr(cache, theirs) for theirs, mine in options.items()}
-    return METHODS[cache.name](model, prompt_length, answer_length, block_length, **named)
+    return METHODS[cache.name](model, prompt_length, answer_length, block_length, block_steps, **named)

@@ -132,6 +132,14 @@ def attend_delta(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """DyLLM's partial attention of one sequence in plain C: (old + softmax(q k) dv over the changed keys, its cosine with old)."""
 
+def linear(out: Any, x: Any, w: Any, threads: int = 1, level: str = "") -> float:
+    """out = x w^T by the engine's kernel; the seconds it took. out [n, m] and x [n, k] of one dtype, w [m, k]: NumPy arrays or
+    tensors in float32, bfloat16 or float16. level: a name of cpu_levels(), "" for the best."""
+
+def attend(out: Any, q: Any, k: Any, v: Any, heads: int, kv_heads: int, threads: int = 1, level: str = "") -> float:
+    """Attention of one sequence, all queries over all keys, by the engine's kernel; the seconds it took. out, q [n, heads * d],
+    k, v [keys, kv_heads * d], of one dtype."""
+
 def rope_table(positions: NDArray[np.int32], head_dim: int, theta: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(cos, sin), each [positions, head_dim / 2]."""
 

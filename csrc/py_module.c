@@ -75,22 +75,27 @@ static PyObject *py_strategies(PyObject *module, PyObject *unused)
     return all;
 }
 
-static PyObject *py_load_cuda(PyObject *module, PyObject *arg)
+static PyObject *load(PyObject *module, PyObject *arg, int (*open)(const char *path))
 {
     PyObject *path;
     if (!PyUnicode_FSConverter(arg, &path)) return NULL;
     int n;
     Py_BEGIN_ALLOW_THREADS
-    n = dllm_cuda_load(PyBytes_AS_STRING(path));
+    n = open(PyBytes_AS_STRING(path));
     Py_END_ALLOW_THREADS
     Py_DECREF(path);
     return n < 0 ? dllm_py_raise(module, n) : PyLong_FromLong(n);
 }
 
+static PyObject *py_load_cuda(PyObject *module, PyObject *arg) { return load(module, arg, dllm_cuda_load); }
+
+static PyObject *py_load_cuda_sim(PyObject *module, PyObject *arg) { return load(module, arg, dllm_cuda_sim_load); }
+
 static PyMethodDef functions[] = {
     { "cpu_levels", py_cpu_levels, METH_NOARGS, "Instruction-set levels this processor has, best last." },
     { "strategies", py_strategies, METH_NOARGS, "The caching methods: name to option to default and help." },
     { "load_cuda", py_load_cuda, METH_O, "load_cuda(path): opens the CUDA plug-in; its device count." },
+    { "load_cuda_sim", py_load_cuda_sim, METH_O, "load_cuda_sim(path): opens the GPU simulator; its device count." },
     { 0 },
 };
 

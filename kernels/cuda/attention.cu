@@ -110,21 +110,20 @@ static __global__ void attend_delta_any(attention_job job)
         put(to, job.out.dtype, c, get(old, job.old.dtype, c) + (columns.n ? s.sum[c] / total : 0));
 }
 
-static int32_t most_queries(const dllm_span *spans, int n)
+static void run(dllm_device *d, attention_job job, int n_spans, bool delta)
 {
-    int32_t most = 0;
-    for (int i = 0; i < n; i++) most = spans[i].n_q > most ? spans[i].n_q : most;
-    return most;
-}
-
-static void run(dllm_device *d, const char *name, void (*kernel)(attention_job), attention_job job, int n_spans)
-{
-    const int32_t most = most_queries(job.spans, n_spans);
-    if (most == 0) return;
+    int32_t queries = 0, keys = 0; /* the most of any span */
+    for (int i = 0; i < n_spans; i++) {
+        queries = job.spans[i].n_q > queries ? job.spans[i].n_q : queries;
+        keys = job.spans[i].n_keys > keys ? job.spans[i].n_keys : keys;
+    }
     job.head_dim = (int32_t)(job.q.cols / job.heads);
     job.scale = (float)(1 / sqrt((double)job.head_dim));
-    const dim3 grid((unsigned)most, (unsigned)job.heads, (unsigned)n_spans);
-    launch(d, name, kernel, grid, LANES, (size_t)(2 * job.head_dim + LANES) * sizeof(float), job);
+    if (queries == 0 || dllm_attend_mma(d, job, queries, keys, n_spans, delta)) return;
+    const dim3 grid((unsigned)queries, (unsigned)job.heads, (unsigned)n_spans);
+    const size_t room = (size_t)(2 * job.head_dim + LANES) * sizeof(float);
+    if (delta) launch(d, "attend_delta", attend_delta_any, grid, LANES, room, job);
+    else launch(d, "attend", attend_any, grid, LANES, room, job);
 }
 
 void dllm_attend_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
@@ -133,7 +132,7 @@ void dllm_attend_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat
     attention_job job = {};
     job.out = out, job.q = q, job.k = k, job.v = v, job.out_rows = out_rows;
     job.spans = spans, job.heads = heads, job.kv_heads = kv_heads;
-    run(d, "attend", attend_any, job, n_spans);
+    run(d, job, n_spans, false);
 }
 
 void dllm_attend_delta_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat old, dllm_rows old_rows, dllm_mat q,
@@ -144,5 +143,5 @@ void dllm_attend_delta_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dl
     job.out = out, job.old = old, job.q = q, job.k = k, job.v = dv;
     job.out_rows = out_rows, job.old_rows = old_rows, job.changed = changed;
     job.spans = spans, job.columns = columns, job.heads = heads, job.kv_heads = kv_heads;
-    run(d, "attend_delta", attend_delta_any, job, n_spans);
+    run(d, job, n_spans, true);
 }

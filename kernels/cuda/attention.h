@@ -18,4 +18,8 @@ __device__ inline const char *head_at(const dllm_mat &m, int64_t row, int32_t h,
 {
     return (const char *)dllm_at(m, row) + (int64_t)h * head_dim * (m.dtype == DLLM_F32 ? 4 : 2);
 }
+
+/* On tensor cores, if they can: false where dtype or head are of another kind. */
+bool dllm_attend_mma(dllm_device *d, const attention_job &job, int32_t most_queries, int32_t most_keys, int n_spans, bool delta);
+size_t dllm_attend_scratch(int32_t heads, int32_t head_dim, int64_t rows, int64_t keys);
 #endif

@@ -109,12 +109,7 @@ __device__ static void each_sum(const dense_job &job, const float (&total)[MT][N
 template <class L>
 __device__ static void add_slices(L *s, const dense_job &job, int64_t first_feature, const float *parts, uint32_t *counter)
 {
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) s->last = atomicAdd(counter, 1u) == gridDim.z - 1;
-    __syncthreads();
-    if (!s->last) return;
-    __threadfence();
+    if (!last_to_come(counter, gridDim.z, &s->last)) return;
     const int64_t n = (int64_t)job.in_rows.n * job.w.rows;
     for (int i = (int)threadIdx.x; i < L::F * job.in_rows.n; i += L::THREADS) {
         const int64_t feature = first_feature + i % L::F;
@@ -124,7 +119,6 @@ __device__ static void add_slices(L *s, const dense_job &job, int64_t first_feat
         for (unsigned part = 0; part < gridDim.z; part++) sum += parts[(int64_t)part * n + row * job.w.rows + feature];
         finish(job, row, feature, sum);
     }
-    if (threadIdx.x == 0) *counter = 0;
 }
 
 /* Block (features, rows, slice or all slices) */

@@ -53,7 +53,7 @@ static const dllm_ops *ops(int device)
     const cudaError_t error = cudaGetDeviceProperties(&p, device);
     if (error != cudaSuccess) return (fail(error), nullptr);
     if (p.major >= 8) return &dllm_ops_cuda;
-    snprintf(why, sizeof why, "%s is sm_%d%d: the kernels need sm_80 or newer", p.name, p.major, p.minor);
+    snprintf(why, sizeof why, "%.150s is sm_%d%d: the kernels need sm_80 or newer", p.name, p.major, p.minor);
     return nullptr;
 }
 

@@ -142,6 +142,20 @@ template <class T, class F> __device__ inline T block_reduce(T x, F combine, T *
     return x;
 }
 
+/* Of n blocks that share a counter: is this the last one? Then it sees what the others wrote, and the counter is 0 again. */
+__device__ inline bool last_to_come(uint32_t *counter, unsigned n, int *room)
+{
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) *room = atomicAdd(counter, 1u) == n - 1;
+    __syncthreads();
+    const bool last = *room;
+    if (!last) return false;
+    __threadfence();
+    if (threadIdx.x == 0) *counter = 0;
+    return true;
+}
+
 /* ---- launching ------------------------------------------------------------------------------------------------------------------- */
 void dllm_cuda_note(dllm_device *d, const char *what, cudaError_t error); /* remembers a failure, if it is the first */
 

@@ -4,49 +4,6 @@
 #define DLLM_MMA_H
 #include "gpu.h"
 
-#ifndef __CUDACC__
-namespace sim {
-/* d += a * b: lane 4 r + c holds a[r and r + 8][2c, 2c + 1 and 8 on], b[2c, 2c + 1 and 8 on][r], d[r and r + 8][2c, 2c + 1]. */
-struct mma_lane {
-    float d[4];
-    uint32_t a[4], b[2];
-};
-template <dllm_dtype T> void mma_all(slots *all)
-{
-    float a[16][16], b[8][16];
-    for (int l = 0; l < WARP; l++) {
-        mma_lane x;
-        memcpy(&x, (*all)[l], sizeof x);
-        const int r = l / 4, c = l % 4 * 2;
-        for (int i = 0; i < 8; i++) a[r + i / 2 % 2 * 8][c + i / 4 * 8 + i % 2] = widen((uint16_t)(x.a[i / 2] >> i % 2 * 16), T);
-        for (int i = 0; i < 4; i++) b[r][c + i / 2 * 8 + i % 2] = widen((uint16_t)(x.b[i / 2] >> i % 2 * 16), T);
-    }
-    for (int l = 0; l < WARP; l++) {
-        float d[4];
-        memcpy(d, (*all)[l], sizeof d);
-        for (int i = 0; i < 4; i++) {
-            for (int k = 0; k < 16; k++) d[i] += a[l / 4 + i / 2 * 8][k] * b[l % 4 * 2 + i % 2][k];
-        }
-        memcpy((*all)[l], d, sizeof d);
-    }
-}
-/* Lane 8 m + r names row r of matrix m; register m of lane 4 r + c is [r][2c, 2c + 1] of matrix m, or [2c, 2c + 1][r]. */
-template <bool TRANSPOSED> void load_all(slots *all)
-{
-    const uint16_t *rows[WARP];
-    for (int l = 0; l < WARP; l++) memcpy(&rows[l], (*all)[l], sizeof rows[l]);
-    for (int l = 0; l < WARP; l++) {
-        uint16_t got[8];
-        for (int i = 0; i < 8; i++) {
-            const int r = l / 4, c = l % 4 * 2 + i % 2, m = i / 2 * 8;
-            got[i] = TRANSPOSED ? rows[m + c][r] : rows[m + r][c];
-        }
-        memcpy((*all)[l], got, sizeof got);
-    }
-}
-} // namespace sim
-#endif
-
 template <dllm_dtype T> __device__ inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
 {
 #ifdef __CUDACC__
@@ -59,8 +16,8 @@ template <dllm_dtype T> __device__ inline void mma(float (&d)[4], const uint32_t
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
-    const sim::mma_lane x = { { d[0], d[1], d[2], d[3] }, { a[0], a[1], a[2], a[3] }, { b0, b1 } };
-    memcpy(d, (*sim::meet(&x, sizeof x, sim::mma_all<T>, __LINE__, false))[sim::lane()], sizeof d);
+    const uint32_t b[2] = { b0, b1 };
+    sim::mma(d, a, b, T, __LINE__);
 #endif
 }
 
@@ -80,7 +37,7 @@ template <bool TRANSPOSED = false> __device__ inline void load_matrices(uint32_t
                      : "r"(at)
                      : "memory");
 #else
-    memcpy(r, (*sim::meet(&row, sizeof row, sim::load_all<TRANSPOSED>, __LINE__, false))[sim::lane()], sizeof r);
+    sim::load_matrices(r, row, TRANSPOSED, __LINE__);
 #endif
 }
 

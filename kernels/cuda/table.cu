@@ -1,6 +1,7 @@
 /* The CUDA table: streams, memory, failures; the kernels are in the files beside this one. */
 #include <cstdio>
 
+#include "attention.h"
 #include "cuda.h"
 #include "dense.h"
 
@@ -97,13 +98,14 @@ static void free_shared_cuda(dllm_device *d, void *p)
 
 static size_t larger_size(size_t a, size_t b) { return a > b ? a : b; }
 
-/* Products leave partial sums there; importance leaves one row of keys. */
-static size_t scratch_cuda(const dllm_device *, const dllm_config *c, dllm_dtype, int64_t, int64_t)
+/* Products and attention leave partial sums there; importance leaves one row of keys. */
+static size_t scratch_cuda(const dllm_device *, const dllm_config *c, dllm_dtype, int64_t rows, int64_t keys)
 {
     const int64_t wide = (int64_t)c->heads * c->head_dim, narrow_cols = (int64_t)c->kv_heads * c->head_dim;
     const int64_t shapes[][2] = { { wide, c->dim },       { narrow_cols, c->dim }, { c->dim, wide },
                                   { c->ffn_dim, c->dim }, { c->dim, c->ffn_dim },  { c->vocab, c->dim } };
     size_t most = SCRATCH_COUNTERS + (size_t)narrow_cols * sizeof(float);
+    most = larger_size(most, dllm_attend_scratch(c->heads, c->head_dim, rows, keys));
     for (const auto &s : shapes) most = larger_size(most, dllm_linear_scratch(s[0], s[1]));
     return most;
 }

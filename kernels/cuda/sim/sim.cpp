@@ -12,25 +12,8 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if defined(DLLM_SIM_TSAN)
-extern "C" {
-void *__tsan_get_current_fiber(void);
-void *__tsan_create_fiber(unsigned);
-void __tsan_destroy_fiber(void *);
-void __tsan_switch_to_fiber(void *, unsigned);
-void __tsan_acquire(void *);
-void __tsan_release(void *);
-}
-#else
-static void *__tsan_get_current_fiber(void) { return nullptr; }
-static void *__tsan_create_fiber(unsigned) { return nullptr; }
-static void __tsan_destroy_fiber(void *) {}
-static void __tsan_switch_to_fiber(void *, unsigned) {}
-static void __tsan_acquire(void *) {}
-static void __tsan_release(void *) {}
-#endif
-
 #include "order.h"
+#include "tsan.h"
 
 namespace sim {
 fiber *running;
@@ -40,7 +23,7 @@ unsigned char *shared;
 namespace {
 enum { MAX_THREADS = 1024, STACK = 128 << 10 };
 
-struct warp {
+struct alignas(16) warp {
     slots table[2];
     int arrived, parity, line;
 };
@@ -63,8 +46,10 @@ int n_threads, alive, at_barrier, barrier_line;
 char *stacks;
 const char *kernel_name;
 const std::function<void()> *kernel;
+#if defined(__SANITIZE_ADDRESS__)
 const void *home_bottom;
 size_t home_size;
+#endif
 bool from_home; /* the first fiber of a block learns where home's stack is */
 
 /* ---- fibers ------------------------------------------------------------------------------------------------------------------------ */
@@ -102,7 +87,7 @@ void switch_to(fiber *to)
     const void *bottom = to == &home ? home_bottom : stacks + (size_t)number(to) * STACK;
     __sanitizer_start_switch_fiber(from->done ? nullptr : &from->fake, bottom, to == &home ? home_size : (size_t)STACK);
 #endif
-    __tsan_switch_to_fiber(to->tsan, 1); /* switching alone orders nothing */
+    tsan_switch(to->tsan);
     dllm_sim_switch(&from->stack, to->stack);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(from->fake, nullptr, nullptr);
@@ -162,7 +147,7 @@ void enter()
     const int i = number(running);
     if (!async[i].waiting.empty()) refuse("a thread ends with copies that nobody waited for");
     if (warps[i / WARP].arrived) refuse("a lane ends while others of its warp wait for it");
-    __tsan_release(&home);
+    tsan_release(&home);
     fibers[i].done = true;
     alive--;
     if (at_barrier) refuse("a thread ends while others wait for it at a barrier");
@@ -178,7 +163,7 @@ void begin(int i)
     fibers[i] = fiber{};
     fibers[i].stack = top;
     fibers[i].index = dim3((unsigned)i, 0, 0);
-    fibers[i].tsan = __tsan_create_fiber(0);
+    fibers[i].tsan = tsan_create();
     async[i].group = 0;
     let_run(i);
 }
@@ -190,13 +175,13 @@ void run_block(size_t shared_bytes)
     alive = n_threads;
     for (int w = 0; w < n_threads / WARP; w++) warps[w].arrived = 0;
     for (int i = 0; i < n_threads; i++) begin(i);
-    home.tsan = __tsan_get_current_fiber();
+    home.tsan = tsan_current();
     home.done = false;
     running = &home;
     from_home = true;
     give_way();
-    __tsan_acquire(&home);
-    for (int i = 0; i < n_threads; i++) __tsan_destroy_fiber(fibers[i].tsan);
+    tsan_acquire(&home);
+    for (int i = 0; i < n_threads; i++) tsan_destroy(fibers[i].tsan);
 }
 } // namespace
 
@@ -209,7 +194,7 @@ void barrier(int line)
     if (at_barrier && barrier_line != line) refuse("__syncthreads at two different lines");
     if (alive < n_threads) refuse("__syncthreads that a thread which has ended does not reach");
     barrier_line = line;
-    __tsan_release(&at_barrier);
+    tsan_release(&at_barrier);
     if (++at_barrier == n_threads) {
         open_barrier();
         if (order.kind == RANDOM) {
@@ -220,10 +205,10 @@ void barrier(int line)
         running->line = line;
         give_way();
     }
-    __tsan_acquire(&at_barrier);
+    tsan_acquire(&at_barrier);
 }
 
-const slots *meet(const void *mine, size_t n, void (*all)(slots *), int line, bool orders_memory)
+slots *meet(const void *mine, size_t n, void (*all)(slots *), int line)
 {
     const int i = number(running), first = i / WARP * WARP;
     warp *w = &warps[i / WARP];
@@ -232,7 +217,6 @@ const slots *meet(const void *mine, size_t n, void (*all)(slots *), int line, bo
     slots *table = &w->table[w->parity];
     const unsigned char *bytes = (const unsigned char *)mine;
     for (size_t b = 0; b < n; b++) (*table)[i % WARP][b] = bytes[b];
-    if (orders_memory) __tsan_release(w);
     if (++w->arrived == WARP) {
         if (all) all(table);
         w->arrived = 0;
@@ -244,8 +228,26 @@ const slots *meet(const void *mine, size_t n, void (*all)(slots *), int line, bo
         running->line = line;
         give_way();
     }
-    if (orders_memory) __tsan_acquire(w);
     return table;
+}
+
+void sync_warp(int line)
+{
+    warp *w = &warps[number(running) / WARP];
+    tsan_release(w);
+    meet(nullptr, 0, nullptr, line);
+    tsan_acquire(w);
+}
+
+static void take(void *to, const slots *table, unsigned lane, size_t bytes)
+{
+    for (size_t b = 0; b < bytes; b++) ((unsigned char *)to)[b] = (*table)[lane][b];
+}
+
+void exchange(void *value, size_t bytes, unsigned from, int line)
+{
+    if (bytes > SLOT) refuse("an exchange of more than a slot holds");
+    take(value, meet(value, bytes, nullptr, line), from % WARP, bytes);
 }
 
 /* ---- cp.async ---------------------------------------------------------------------------------------------------------------------- */
@@ -267,6 +269,7 @@ void wait_copies(int groups_left)
             c->waiting[kept++] = one;
             continue;
         }
+        tsan_write(one.to, 16);
         memcpy(one.to, one.from, one.bytes);
         memset((char *)one.to + one.bytes, 0, one.zeros);
     }

@@ -10,7 +10,8 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <tuple>
+
+#include "../../ops.h"
 
 /* ---- spellings ------------------------------------------------------------------------------------------------------------------- */
 #define __global__
@@ -23,7 +24,7 @@
 #define blockDim (sim::block_size)
 #define gridDim (sim::grid_size)
 #define __syncthreads() sim::barrier(__LINE__)
-#define __syncwarp() ((void)sim::meet(nullptr, 0, nullptr, __LINE__, true))
+#define __syncwarp() sim::sync_warp(__LINE__)
 #define __shfl_xor_sync(mask, value, with) sim::shuffle(value, sim::lane() ^ (with), __LINE__)
 #define __shfl_sync(mask, value, from) sim::shuffle(value, from, __LINE__)
 
@@ -48,21 +49,19 @@ extern fiber *running;
 extern dim3 block, block_size, grid_size;
 extern unsigned char *shared; /* dynamic shared memory; begins as NaNs */
 
-enum { WARP = 32, SLOT = 64 };
-typedef unsigned char slots[WARP][SLOT];
-
-/* All threads of the block. */
-void barrier(int line);
-/* All lanes of a warp: each brings n bytes to its slot, the last one to come calls all() on the slots, and everyone gets them. They
- * stay as they are until the lanes meet again. Only what orders memory on a GPU does so here. */
-const slots *meet(const void *mine, size_t n, void (*all)(slots *), int line, bool orders_memory);
+enum { WARP = 32 };
 unsigned lane();
+
+/* All threads of the block meet; all lanes of a warp meet; and the latter also exchange something. Exchanges do not order memory. */
+void barrier(int line);
+void sync_warp(int line);
+void exchange(void *value, size_t bytes, unsigned from, int line);
+void mma(float *d, const uint32_t *a, const uint32_t *b, dllm_dtype t, int line);
+void load_matrices(uint32_t *r, const void *row, bool transposed, int line);
 
 template <class T> T shuffle(T value, unsigned from, int line)
 {
-    static_assert(sizeof value <= SLOT, "too large for a slot");
-    const slots *all = meet(&value, sizeof value, nullptr, line, false);
-    memcpy(&value, (*all)[from % WARP], sizeof value);
+    exchange(&value, sizeof value, from, line);
     return value;
 }
 

@@ -130,6 +130,8 @@ int dllm_device_ceilings(dllm_device *d, dllm_ceilings *out);
 /* Opens the CUDA plug-in, libdllm_cuda.so beside this library if path is NULL: its device count, or DLLM_E_DEVICE and one line that
  * says why. Once open it stays open, and later paths are ignored. */
 int dllm_cuda_load(const char *path);
+/* The same for libdllm_cuda_sim.so, where the CUDA kernels run on the processor: devices "cuda-sim:0" and on, for tests. */
+int dllm_cuda_sim_load(const char *path);
 
 /* The model borrows the device and everything the weights point to: keep both until it is closed. act: the dtype of
  * activations; weights of any dtype go with any activations, exactly. */

@@ -87,13 +87,13 @@ static PyObject *py_strategies(PyObject *module, PyObject *unused)
     return all;
 }
 
-static PyObject *py_load_cuda(PyObject *module, PyObject *arg)
+static PyObject *load(PyObject *module, PyObject *arg, int (*open)(const char *path))
 {
     PyObject *path;
     if (!PyUnicode_FSConverter(arg, &path)) return NULL;
     int n;
     Py_BEGIN_ALLOW_THREADS
-    n = dllm_cuda_load(PyBytes_AS_STRING(path));
+    n = open(PyBytes_AS_STRING(path));
     Py_END_ALLOW_THREADS
     Py_DECREF(path);
     return n < 0 ? dllm_py_raise(module, n) : PyLong_FromLong(n);
@@ -116,6 +116,10 @@ static PyObject *py_ceilings(PyObject *module, PyObject *args)
     return Py_BuildValue("{s:d,s:d,s:d}", "bytes", c.read, "float32", c.f32, "bfloat16", c.bf16);
 }
 
+static PyObject *py_load_cuda(PyObject *module, PyObject *arg) { return load(module, arg, dllm_cuda_load); }
+
+static PyObject *py_load_cuda_sim(PyObject *module, PyObject *arg) { return load(module, arg, dllm_cuda_sim_load); }
+
 static PyMethodDef functions[] = {
     { "ceilings", py_ceilings, METH_VARARGS,
       "ceilings(device, threads): bytes read and operations of matrix products a second, at best; measured now." },
@@ -125,6 +129,7 @@ static PyMethodDef functions[] = {
     { "thread_runtime", py_thread_runtime, METH_NOARGS, "\"own\", or the path of the OpenMP runtime that kernels run on." },
     { "use_threads", py_use_threads, METH_O, "use_threads(runtime): \"auto\" or \"own\"." },
     { "load_cuda", py_load_cuda, METH_O, "load_cuda(path): opens the CUDA plug-in; its device count." },
+    { "load_cuda_sim", py_load_cuda_sim, METH_O, "load_cuda_sim(path): opens the GPU simulator; its device count." },
     { 0 },
 };
 

@@ -165,6 +165,9 @@ def ceilings(device: str, threads: int) -> dict[str, float]:
 def load_cuda(path: str) -> int:
     """Opens the CUDA plug-in; its device count. DeviceError says in one line why not."""
 
+def load_cuda_sim(path: str) -> int:
+    """Opens the GPU simulator, where the CUDA kernels run on the processor: devices "cuda-sim:0" and on. Its device count."""
+
 def check(level: str = "", kernel: str = "", seed: int = 0, timing: bool = False) -> list[dict[str, Any]]:
     """Every kernel of a level against its C twin: kernel, case, error, tolerance, ok, why, and with timing
     seconds and seconds_c."""

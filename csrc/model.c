@@ -11,6 +11,8 @@ int dllm_model_open(dllm_model **out, dllm_device *d, const dllm_config *c, cons
     *out = NULL;
     FAIL_IF(act != DLLM_F32 && act != DLLM_BF16 && act != DLLM_F16, DLLM_E_TYPE, "dtype %d: float32, bfloat16 or float16 expected",
             act);
+    FAIL_IF(strncmp(d->name, "cuda:", 5) == 0, DLLM_E_DEVICE, "%s: its kernels can be checked, but sessions run on the CPU",
+            d->name);
     const size_t bytes = (size_t)c->layers * sizeof *w->layers;
     dllm_model *m = calloc(1, sizeof *m);
     dllm_layer *layers = malloc(bytes);

@@ -2,7 +2,6 @@
 #include "py_module.h"
 
 #include "../kernels/check/check.h"
-#include "../kernels/threads.h"
 
 /* Results arrive while the GIL is away: each is one dict in the list. */
 typedef struct {
@@ -29,13 +28,17 @@ static PyObject *check(PyObject *module, PyObject *args, PyObject *keywords)
     unsigned long long seed = 0;
     int timing = 0;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "|ssKp", names, &level, &kernel, &seed, &timing)) return NULL;
-    const dllm_ops *ops = dllm_ops_cpu(level);
-    if (!ops) return PyErr_Format(PyExc_ValueError, "this processor has no level '%s'", level);
+    char name[64];
+    const bool gpu = strncmp(level, "cuda", 4) == 0;
+    PyOS_snprintf(name, sizeof name, "%s%s%s", gpu ? "" : "cpu", gpu || !*level ? "" : ":", level);
+    dllm_device *device;
+    int status = dllm_device_open(&device, name, 0);
+    if (status < 0) return dllm_py_raise(module, status);
     results to = { .list = PyList_New(0) };
-    if (!to.list) return NULL;
-    int status;
+    if (!to.list) return (dllm_device_close(device), NULL);
     Py_BEGIN_ALLOW_THREADS
-    status = dllm_check(ops, kernel, seed, timing, dllm_threads_default(), collect, &to);
+    status = dllm_check(device, kernel, seed, timing, collect, &to);
+    dllm_device_close(device);
     Py_END_ALLOW_THREADS
     if (status >= 0 && !to.failed) return to.list;
     Py_DECREF(to.list);
@@ -44,6 +47,8 @@ static PyObject *check(PyObject *module, PyObject *args, PyObject *keywords)
 
 PyMethodDef dllm_py_check_methods[] = {
     { "check", (PyCFunction)(void (*)(void))check, METH_VARARGS | METH_KEYWORDS,
-      "check(level='', kernel='', seed=0, timing=False): every kernel of a level against its C twin, one dict a case." },
+      "check(level='', kernel='', seed=0, timing=False): every kernel of a level of the processor, or of a CUDA device, against "
+      "its C "
+      "twin, one dict a case." },
     { 0 },
 };

@@ -8,6 +8,7 @@ import numpy as np
 
 from . import _core, cuda
 from .inputs import Batch, is_tensor
+from .threads import thread_count
 
 DEMO = os.path.join(os.path.dirname(__file__), "data", "llada-tiny")  # trained on puzzles by benchmarks/train_tiny.py
 
@@ -19,10 +20,10 @@ def load(
 
     Runs no code of the checkpoint, and needs neither torch nor transformers. The files are mapped, not copied.
     dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16". device: "auto", "cpu", "cuda", "cuda:1".
-    threads: None for as many as this process may use.
+    threads: None for as many as this process may use, and as torch uses if it is loaded; thread_runtime() tells whose.
     """
     device = cuda.resolve(device)
-    return Model(_core.Model.from_folder(folder_of(path_or_hub_id), dtype=dtype, device=device, threads=threads or 0))
+    return Model(_core.Model.from_folder(folder_of(path_or_hub_id), dtype=dtype, device=device, threads=thread_count(threads)))
 
 
 def folder_of(path_or_hub_id: str | os.PathLike[str] | None) -> str:
@@ -52,7 +53,8 @@ class Model:
         cls, config: str, tensors: Mapping[str, Any], dtype: str = "auto", device: str = "auto", threads: int | None = None
     ) -> "Model":
         """config: the text of config.json. tensors: official parameter names to tensors or arrays, which are kept, not copied."""
-        return cls(_core.Model.from_tensors(config, tensors, dtype=dtype, device=cuda.resolve(device), threads=threads or 0))
+        device = cuda.resolve(device)
+        return cls(_core.Model.from_tensors(config, tensors, dtype=dtype, device=device, threads=thread_count(threads)))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 #define DLLM_BITS_H
 #include <string.h>
 
-#include "../csrc/dllm.h"
+#include "ops.h"
 
 static inline uint32_t dllm_bits_of(float x)
 {
@@ -71,8 +71,5 @@ static inline float dllm_round(float x, dllm_dtype t)
 }
 
 /* Address of row r. */
-static inline void *dllm_at(dllm_mat m, int64_t r)
-{
-    return (char *)m.data + (size_t)(r * m.stride) * (m.dtype == DLLM_F32 ? 4 : 2);
-}
+DLLM_INLINE void *dllm_at(dllm_mat m, int64_t r) { return (char *)m.data + (size_t)(r * m.stride) * (m.dtype == DLLM_F32 ? 4 : 2); }
 #endif

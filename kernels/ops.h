@@ -4,6 +4,9 @@
  * kernels/check compares them. Conventions:
  *   - Kernels return void. A failure is recorded in the device (the first one stays) and reported by sync().
  *   - Every kernel accepts 0 rows and then touches nothing.
+ *   - Kernels may run after the call returns, in the order of the calls; sync() waits for them. Matrices lie in memory of alloc(). What the
+ *     host writes or reads, too, lies in memory of alloc_shared(): row numbers, ids, spans, columns, keys, noise, targets, and the results
+ *     of cosine, importance, predict and nll. It must stay as it is until the kernels that read it have run.
  *   - Outputs do not overlap inputs unless the comment says "in place".
  *   - Activations are stored in one dtype T (float32, bfloat16 or float16). "-> T" marks where a value is rounded to T; everything
  *     between two marks is float32 or better. Weights may have another dtype than activations.
@@ -12,6 +15,11 @@
 #ifndef DLLM_OPS_H
 #define DLLM_OPS_H
 #include "../csrc/dllm.h"
+#ifdef __CUDACC__
+#define DLLM_INLINE static inline __host__ __device__ /* what kernels of every backend share */
+#else
+#define DLLM_INLINE static inline
+#endif
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -52,10 +60,19 @@ struct dllm_ops {
     int abi;          /* DLLM_OPS_ABI */
     const char *name; /* "c", "avx2", ... */
 
-    /* Memory. alloc returns 64-byte aligned, zeroed memory, or NULL. */
+    /* A copy of a device gets a queue of work of its own (on CUDA a stream): 0, or DLLM_E_* and d->why. close() waits for it and frees it. */
+    int (*open)(dllm_device *d);
+    void (*close)(dllm_device *d);
+    /* Memory of the device: 64-byte aligned and zeroed, or NULL. The host reaches it by copies alone, which are done when they return and
+     * come after everything that was asked before. */
     void *(*alloc)(dllm_device *d, size_t bytes);
     void (*free)(dllm_device *d, void *p);
-    int (*sync)(dllm_device *d); /* 0, or the first failure since the last sync */
+    void (*copy_in)(dllm_device *d, void *to, const void *from_host, size_t bytes);
+    void (*copy_out)(dllm_device *d, void *to_host, const void *from, size_t bytes);
+    /* Memory that host and device address alike, aligned and zeroed as above: small, and slow for kernels that read it often. */
+    void *(*alloc_shared)(dllm_device *d, size_t bytes);
+    void (*free_shared)(dllm_device *d, void *p);
+    int (*sync)(dllm_device *d); /* waits; 0, or the first failure since the last sync, which d->why explains */
     /* Bytes of scratch the kernels of one session need for at most `rows` rows a call and `keys` keys a span. */
     size_t (*scratch)(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys);
 
@@ -75,7 +92,7 @@ struct dllm_ops {
 
     /* Bidirectional attention, each span by itself. For row i of a span and head h: s_j = q.k_j / sqrt(head_dim) over the span's slots,
      * p_j = exp(s_j - max s) -> T, out[out_rows_i] = sum p_j v_j / sum p_j(unrounded) -> T. Query head h reads k/v head
-     * h / (heads / kv_heads). q is [*, heads * head_dim] with q row i beside out_rows_i. No keys: 0. spans: in device memory. */
+     * h / (heads / kv_heads). q is [*, heads * head_dim] with q row i beside out_rows_i. No keys: 0. */
     void (*attend)(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
                    int n_spans, int32_t heads, int32_t kv_heads);
 
@@ -114,7 +131,8 @@ struct dllm_ops {
                     const dllm_key *keys, const void *noise, const int32_t *noise_rows);
 
     /* predict, without noise, on the logits x[rows_i] * Wt, of which never more than a few columns exist. w [vocab, k]; `how` has no
-     * filters (dllm_filters). The bits are those of linear and predict. */
+     * filters (dllm_filters). The bits are those of linear and predict. NULL: this backend has no such kernel, and sessions give
+     * predict logits. */
     void (*head_predict)(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat x, dllm_rows rows, dllm_mat w,
                          const dllm_sampling *how, const dllm_key *keys);
 
@@ -122,7 +140,7 @@ struct dllm_ops {
     void (*nll)(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n);
 };
 typedef struct dllm_ops dllm_ops;
-enum { DLLM_OPS_ABI = 1 };
+enum { DLLM_OPS_ABI = 2 };
 
 /* The execution context kernels get: whose threads, whose scratch. A session has its own, so that sessions never share scratch. */
 struct dllm_device {
@@ -132,6 +150,7 @@ struct dllm_device {
     void *scratch; /* scratch_bytes of device memory, for the kernel that is running */
     size_t scratch_bytes;
     void *stream;  /* CUDA only */
+    int index;     /* CUDA only: the number of the GPU */
     int failed;    /* first failure since the last sync, as DLLM_E_*; */
     char why[256]; /* and its message */
 };
@@ -141,14 +160,18 @@ extern const dllm_ops dllm_ops_c;
 const dllm_ops *dllm_ops_cpu(const char *level);
 /* Levels this processor has, best last: names[0] is "c". Returns how many. */
 int dllm_cpu_levels(const char *const **names);
+/* Rounds of multiply-adds of t between registers, as many at once as the table's level can make; returns the number of operations.
+ * NULL: not a table of this processor. */
+typedef uint64_t dllm_burst(int64_t rounds);
+dllm_burst *dllm_cpu_burst(const dllm_ops *ops, dllm_dtype t);
 
 /* Does a draw look at a whole row of logits to leave some out? */
-static inline bool dllm_filters(const dllm_sampling *how, int64_t vocab)
+DLLM_INLINE bool dllm_filters(const dllm_sampling *how, int64_t vocab)
 {
     return !how->gumbel && (how->top_p < 1 || (how->top_k > 0 && how->top_k < vocab));
 }
 
-static inline int32_t dllm_row(dllm_rows r, int32_t i) { return r.idx ? r.idx[i] : r.first + i; }
+DLLM_INLINE int32_t dllm_row(dllm_rows r, int32_t i) { return r.idx ? r.idx[i] : r.first + i; }
 #ifdef __cplusplus
 }
 #endif

@@ -5,6 +5,10 @@
 
 #include "c.h"
 
+static int open_host(dllm_device *d) { return 0; }
+
+static void close_host(dllm_device *d) {}
+
 static void *alloc_host(dllm_device *d, size_t bytes)
 {
     const size_t whole = (bytes + 63) & ~(size_t)63;
@@ -14,6 +18,8 @@ static void *alloc_host(dllm_device *d, size_t bytes)
 }
 
 static void free_host(dllm_device *d, void *p) { free(p); }
+
+static void copy_host(dllm_device *d, void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
 
 static int sync_host(dllm_device *d)
 {
@@ -33,8 +39,14 @@ static size_t scratch_c(const dllm_device *d, const dllm_config *c, dllm_dtype a
 const dllm_ops dllm_ops_c = {
     .abi = DLLM_OPS_ABI,
     .name = "c",
+    .open = open_host,
+    .close = close_host,
     .alloc = alloc_host,
     .free = free_host,
+    .copy_in = copy_host,
+    .copy_out = copy_host,
+    .alloc_shared = alloc_host,
+    .free_shared = free_host,
     .sync = sync_host,
     .scratch = scratch_c,
     .embed = dllm_embed_c,

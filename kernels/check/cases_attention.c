@@ -96,7 +96,7 @@ static void attend_case(dllm_checker *k, const shape *s, const spans *set, dllm_
     dllm_trial_add(&t, TRIAL_IN, kind, slots, narrow, narrow + s->gap);
     dllm_trial_add(&t, TRIAL_IN, kind, slots, narrow, narrow + s->gap);
     dllm_trial_add(&t, TRIAL_OUT, kind, queries + 3, wide, wide + s->gap);
-    dllm_trial_add(&t, TRIAL_WORK, TRIAL_I32, MAX_SPANS, 4, 0);
+    dllm_trial_add_shared(&t, TRIAL_WORK, TRIAL_I32, MAX_SPANS, 4);
     if (s->gathered) dllm_trial_gather(&t, ATTEND_OUT);
     else t.array[ATTEND_OUT].first = dllm_trial_below(k, 3);
     dllm_trial_fill(&t, ATTEND_Q, s->scale);

@@ -104,9 +104,9 @@ static void add_delta_arrays(dllm_trial *t, const delta_shape *s, const spans *s
     dllm_trial_add(t, TRIAL_IN, kind, s->ranged ? slots : changed, narrow, narrow + s->gap);
     dllm_trial_add(t, TRIAL_OUT, kind, t->rows + 3, wide, wide + s->gap);
     dllm_trial_add(t, TRIAL_IN, kind, s->in_place ? 0 : t->rows + 3, wide, wide + 2 * s->gap);
-    dllm_trial_add(t, TRIAL_WORK, TRIAL_I32, MAX_SPANS, 4, 0);
-    dllm_trial_add(t, TRIAL_IN, TRIAL_I32, MAX_SPANS, 2, 0);
-    dllm_trial_add(t, TRIAL_IN, TRIAL_I32, s->ranged ? 0 : changed, 1, 0);
+    dllm_trial_add_shared(t, TRIAL_WORK, TRIAL_I32, MAX_SPANS, 4);
+    dllm_trial_add_shared(t, TRIAL_IN, TRIAL_I32, MAX_SPANS, 2);
+    dllm_trial_add_shared(t, TRIAL_IN, TRIAL_I32, s->ranged ? 0 : changed, 1);
     place_delta(t, s->gathered);
     dllm_trial_fill(t, DELTA_Q, s->scale);
     dllm_trial_fill(t, DELTA_K, s->scale);
@@ -179,7 +179,7 @@ static void add_pair(dllm_trial *t, const shape *s, dllm_trial_role a_role, dllm
                     s->gathered ? " gathered" : "", s->scale, dllm_trial_kind_name(a), dllm_trial_kind_name(b));
     dllm_trial_add(t, a_role, a, s->n + 3, s->cols, s->cols + s->gap);
     dllm_trial_add(t, b_role, b, s->n + 3, s->cols, s->cols + 2 * s->gap);
-    if (a_role == TRIAL_IN && b_role == TRIAL_IN) dllm_trial_add(t, TRIAL_OUT, TRIAL_F32, s->n + 3, 1, 0);
+    if (a_role == TRIAL_IN && b_role == TRIAL_IN) dllm_trial_add_shared(t, TRIAL_OUT, TRIAL_F32, s->n + 3, 1);
     dllm_trial_fill(t, PAIR_A, s->scale);
     dllm_trial_fill(t, PAIR_B, s->scale);
 }
@@ -310,7 +310,7 @@ static void importance_case(dllm_checker *k, const heed_shape *s, dllm_trial_kin
     const int64_t wide = s->heads * s->head_dim, narrow = s->kv_heads * s->head_dim;
     dllm_trial_add(&t, TRIAL_IN, kind, s->queries + 3, wide, wide + s->gap);
     dllm_trial_add(&t, TRIAL_IN, kind, s->keys + 3, narrow, narrow + s->gap);
-    dllm_trial_add(&t, TRIAL_OUT, TRIAL_F32, s->keys + 3, 1, 0);
+    dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_F32, s->keys + 3, 1);
     place(&t, s->gathered, HEED_Q);
     place(&t, s->gathered, HEED_K);
     dllm_trial_fill(&t, HEED_Q, s->scale);

@@ -57,7 +57,7 @@ static void embed_case(dllm_checker *k, const shape *s, dllm_trial_kind x, dllm_
     name(&t, s, x, table);
     t.run = run_embed;
     dllm_trial_add(&t, TRIAL_IN, table, 50, s->cols, s->cols + s->gap);
-    dllm_trial_add(&t, TRIAL_IN, TRIAL_I32, s->n + 3, 1, 0);
+    dllm_trial_add_shared(&t, TRIAL_IN, TRIAL_I32, s->n + 3, 1);
     add_matrix(&t, TRIAL_OUT, x, s);
     if (s->gathered) dllm_trial_gather(&t, EMBED_X);
     else t.array[EMBED_X].first = dllm_trial_below(k, 3);

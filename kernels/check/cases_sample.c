@@ -150,12 +150,12 @@ static void predict_case(dllm_checker *k, const shape *s, const way *w, look l)
     };
     t.how.top_k = w->top_k;
     dllm_trial_add(&t, TRIAL_SPENT, TRIAL_F32, s->n + 1, s->vocab, s->vocab + s->gap);
-    dllm_trial_add(&t, TRIAL_OUT, TRIAL_I32, s->n + 1, 1, 0);
-    dllm_trial_add(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1, 0);
-    dllm_trial_add(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1, 0);
-    dllm_trial_add(&t, TRIAL_IN, TRIAL_KEY, s->n + 1, 1, 0);
-    dllm_trial_add(&t, TRIAL_IN, w->gumbel ? TRIAL_F64 : TRIAL_F32, w->recorded ? s->n + 1 : 0, s->vocab, 0);
-    dllm_trial_add(&t, TRIAL_IN, TRIAL_I32, s->n + 1, 1, 0);
+    dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_I32, s->n + 1, 1);
+    dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1);
+    dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1);
+    dllm_trial_add_shared(&t, TRIAL_IN, TRIAL_KEY, s->n + 1, 1);
+    dllm_trial_add_shared(&t, TRIAL_IN, w->gumbel ? TRIAL_F64 : TRIAL_F32, w->recorded ? s->n + 1 : 0, s->vocab);
+    dllm_trial_add_shared(&t, TRIAL_IN, TRIAL_I32, s->n + 1, 1);
     fill_logits(&t, l);
     fill_noise(&t);
     fill_keys(&t);
@@ -235,10 +235,10 @@ static void head_case(dllm_checker *k, const head_shape *s, const way *w, dllm_t
         .score = w->score, .gumbel = w->gumbel, .argmax = w->argmax, .temperature = w->temperature, .top_p = w->top_p
     };
     dllm_trial_add(&t, TRIAL_IN, x, s->n + 3, s->k, s->k + s->gap);
-    dllm_trial_add(&t, TRIAL_OUT, TRIAL_I32, s->n + 1, 1, 0);
-    dllm_trial_add(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1, 0);
-    dllm_trial_add(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1, 0);
-    dllm_trial_add(&t, TRIAL_IN, TRIAL_KEY, s->n + 1, 1, 0);
+    dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_I32, s->n + 1, 1);
+    dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1);
+    dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1);
+    dllm_trial_add_shared(&t, TRIAL_IN, TRIAL_KEY, s->n + 1, 1);
     dllm_trial_add(&t, TRIAL_IN, weights, s->vocab, s->k, s->k + s->gap);
     if (s->gathered) dllm_trial_gather(&t, HEAD_X);
     else t.array[HEAD_X].first = dllm_trial_below(k, 3);
@@ -283,8 +283,8 @@ void dllm_check_nll(dllm_checker *k)
         t.tolerance = 4; /* seen: 0.9 */
         t.config.vocab = s->vocab;
         dllm_trial_add(&t, TRIAL_IN, TRIAL_F32, s->n + 1, s->vocab, s->vocab + s->gap);
-        dllm_trial_add(&t, TRIAL_IN, TRIAL_I32, s->n + 1, 1, 0);
-        dllm_trial_add(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1, 0);
+        dllm_trial_add_shared(&t, TRIAL_IN, TRIAL_I32, s->n + 1, 1);
+        dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1);
         fill_logits(&t, (look)(i % N_LOOKS));
         for (int32_t r = 0; r < s->n; r++) {
             dllm_trial_set(&t, NLL_TARGET, r, 0, dllm_trial_below(k, s->vocab));

@@ -13,10 +13,10 @@
 enum { SCRATCH_GUARD = 256, MAX_ARRAYS = sizeof((dllm_trial *)0)->array / sizeof(dllm_trial_array) };
 
 struct dllm_checker {
-    const dllm_ops *ops;
+    const dllm_device *device;
     uint64_t random;
     bool timing;
-    int threads, trials, failures;
+    int trials, failures;
     void (*report)(void *arg, const dllm_check_result *result);
     void *arg;
 };
@@ -51,27 +51,39 @@ int32_t dllm_trial_below(dllm_checker *k, int32_t n) { return (int32_t)(dllm_tri
 bool dllm_trial_timing(const dllm_checker *k) { return k->timing; }
 
 /* ---- sides ------------------------------------------------------------------------------------------------------------------ */
-static void close_side(side *s, int n_arrays)
+/* Matrices lie where kernels are fast, everything else where the host, too, reads and writes. */
+static unsigned char *take(dllm_device *d, const dllm_trial_array *a)
 {
-    const dllm_ops *ops = s->device.ops;
-    for (int i = 0; i < n_arrays; i++) {
-        if (s->base[i]) ops->free(&s->device, s->base[i]);
-    }
-    if (s->device.scratch) ops->free(&s->device, s->device.scratch);
+    return (a->shared ? d->ops->alloc_shared : d->ops->alloc)(d, a->bytes);
 }
 
-static bool open_side(side *s, const dllm_ops *ops, int threads, const dllm_trial *t)
+static void give(dllm_device *d, const dllm_trial_array *a, unsigned char *p)
 {
-    *s = (side){ .device = { .ops = ops, .threads = threads } };
+    if (p) (a->shared ? d->ops->free_shared : d->ops->free)(d, p);
+}
+
+static void close_side(side *s, const dllm_trial *t)
+{
     dllm_device *d = &s->device;
+    for (int i = 0; i < t->n_arrays; i++) give(d, &t->array[i], s->base[i]);
+    if (d->scratch) d->ops->free(d, d->scratch);
+    d->ops->close(d);
+}
+
+static bool open_side(side *s, const dllm_device *device, const dllm_trial *t)
+{
+    *s = (side){ .device = *device };
+    dllm_device *d = &s->device;
+    const dllm_ops *ops = d->ops;
+    if (ops->open(d) < 0) return false;
     s->scratch = d->scratch_bytes = ops->scratch(d, &t->config, t->act, t->rows > 0 ? t->rows : 1, t->keys);
     d->scratch = ops->alloc(d, s->scratch + SCRATCH_GUARD);
     bool fine = d->scratch;
     for (int i = 0; i < t->n_arrays; i++) {
-        s->base[i] = ops->alloc(d, t->array[i].bytes);
+        s->base[i] = take(d, &t->array[i]);
         fine = fine && s->base[i] && t->array[i].image;
     }
-    if (!fine) close_side(s, t->n_arrays);
+    if (!fine) close_side(s, t);
     return fine;
 }
 
@@ -89,7 +101,8 @@ static void call(side *s, const dllm_trial *t, int32_t first, int32_t n)
 
 static const char *check_scratch(side *s)
 {
-    const unsigned char *guard = (unsigned char *)s->device.scratch + s->scratch; /* zeros, as all memory begins */
+    unsigned char guard[SCRATCH_GUARD]; /* zeros, as all memory begins */
+    s->device.ops->copy_out(&s->device, guard, (unsigned char *)s->device.scratch + s->scratch, sizeof guard);
     for (size_t i = 0; i < SCRATCH_GUARD; i++) {
         if (guard[i]) return "wrote beyond its scratch";
     }
@@ -100,13 +113,19 @@ static outcome run(side *s, const dllm_trial *t, int threads, int32_t first, int
 {
     outcome o = { 0 };
     s->device.threads = threads;
-    for (int i = 0; i < t->n_arrays; i++) memcpy(s->base[i], t->array[i].image, t->array[i].bytes);
+    const dllm_ops *ops = s->device.ops;
+    for (int i = 0; i < t->n_arrays; i++) {
+        const dllm_trial_array *a = &t->array[i];
+        if (a->shared) memcpy(s->base[i], a->image, a->bytes);
+        else ops->copy_in(&s->device, s->base[i], a->image, a->bytes);
+    }
     call(s, t, first, n);
-    o.why = s->device.ops->sync(&s->device) ? "the device reported a failure" : check_scratch(s);
+    o.why = ops->sync(&s->device) ? "the device reported a failure" : check_scratch(s);
     for (int i = 0; i < t->n_arrays; i++) {
         o.array[i] = malloc(t->array[i].bytes);
         if (!o.array[i]) return (free_outcome(&o, i), (outcome){ .why = "out of memory" });
-        memcpy(o.array[i], s->base[i], t->array[i].bytes);
+        if (t->array[i].shared) memcpy(o.array[i], s->base[i], t->array[i].bytes);
+        else ops->copy_out(&s->device, o.array[i], s->base[i], t->array[i].bytes);
         o.at[i] = o.array[i] + t->array[i].start;
     }
     return o;
@@ -243,11 +262,12 @@ static double measure(side *s, const dllm_trial *t, int threads, double budget)
 static void judge(dllm_check_result *r, side *tested, side *twin, const dllm_trial *t)
 {
     const dllm_checker *k = t->checker;
-    outcome want = run(twin, t, 1, 0, t->rows), got = run(tested, t, k->threads, 0, t->rows);
+    const int threads = k->device->threads;
+    outcome want = run(twin, t, 1, 0, t->rows), got = run(tested, t, threads, 0, t->rows);
     const char *why = want.why ? want.why : got.why;
     if (!why) why = check_untouched(t, &got, 0, t->rows);
     if (!why) r->error = error(t, &want, &got);
-    if (!why) why = check_company(tested, t, k->threads, &got);
+    if (!why) why = check_company(tested, t, threads, &got);
     free_outcome(&want, t->n_arrays);
     free_outcome(&got, t->n_arrays);
     if (why) {
@@ -256,7 +276,7 @@ static void judge(dllm_check_result *r, side *tested, side *twin, const dllm_tri
     }
     r->ok = r->error <= r->tolerance;
     if (!k->timing) return;
-    r->seconds = measure(tested, t, k->threads, 1);
+    r->seconds = measure(tested, t, threads, 1);
     r->seconds_c = measure(twin, t, 1, 0);
 }
 
@@ -287,15 +307,15 @@ void dllm_trial_end(dllm_trial *t)
     dllm_checker *k = t->checker;
     dllm_check_result r = { .kernel = t->kernel, .name = t->name, .error = INFINITY, .tolerance = t->tolerance, .why = "" };
     side tested, twin;
-    if (!open_side(&tested, k->ops, k->threads, t)) {
+    if (!open_side(&tested, k->device, t)) {
         r.why = "out of memory";
-    } else if (!open_side(&twin, &dllm_ops_c, 1, t)) {
+    } else if (!open_side(&twin, &(dllm_device){ .ops = &dllm_ops_c, .threads = 1 }, t)) {
         r.why = "out of memory";
-        close_side(&tested, t->n_arrays);
+        close_side(&tested, t);
     } else {
         judge(&r, &tested, &twin, t);
-        close_side(&tested, t->n_arrays);
-        close_side(&twin, t->n_arrays);
+        close_side(&tested, t);
+        close_side(&twin, t);
     }
     k->trials++;
     k->failures += !r.ok;
@@ -320,15 +340,22 @@ enum { N_KERNELS = sizeof kernels / sizeof *kernels, MEMBER = sizeof(void (*)(vo
 _Static_assert(N_KERNELS *MEMBER + offsetof(dllm_ops, scratch) + MEMBER == sizeof(dllm_ops),
                "a kernel of dllm_ops has no cases here");
 
-int dllm_check(const dllm_ops *ops, const char *kernel_name, uint64_t seed, bool timing, int threads,
+/* Only head_predict may be: see ops.h. */
+static bool missing(const dllm_ops *ops, const kernel *k)
+{
+    return k->member == offsetof(dllm_ops, head_predict) && !ops->head_predict;
+}
+
+int dllm_check(const dllm_device *device, const char *kernel_name, uint64_t seed, bool timing,
                void (*report)(void *arg, const dllm_check_result *result), void *arg)
 {
     const bool all = !kernel_name || !*kernel_name;
-    dllm_checker k = { .ops = ops, .timing = timing, .threads = threads, .report = report, .arg = arg };
+    dllm_checker k = { .device = device, .timing = timing, .report = report, .arg = arg };
     bool known = all;
     for (size_t i = 0; i < N_KERNELS; i++) {
         if (!all && strcmp(kernel_name, kernels[i].name)) continue;
         known = true;
+        if (missing(device->ops, &kernels[i])) continue;
         const int before = k.trials;
         k.random = (seed * N_KERNELS + i + 1) * 0x9e3779b97f4a7c15u | 1; /* a kernel's cases are the same whichever others run */
         kernels[i].cases(&k);

@@ -16,9 +16,9 @@ typedef struct {
     double seconds, seconds_c; /* best of a few runs, and the twin's; 0 without timing */
 } dllm_check_result;
 
-/* Checks the kernel of that name, or all if it is "" or NULL. timing: also larger cases, and measure. Returns the number of failed
- * cases, or DLLM_E_VALUE for a name that no kernel has. */
-int dllm_check(const dllm_ops *ops, const char *kernel, uint64_t seed, bool timing, int threads,
+/* Checks the device's kernel of that name, or all if it is "" or NULL. timing: also larger cases, and measure. Returns the number of
+ * failed cases, or DLLM_E_VALUE for a name that no kernel has. */
+int dllm_check(const dllm_device *device, const char *kernel, uint64_t seed, bool timing,
                void (*report)(void *arg, const dllm_check_result *result), void *arg);
 #ifdef __cplusplus
 }

@@ -39,6 +39,13 @@ int dllm_trial_add(dllm_trial *t, dllm_trial_role role, dllm_trial_kind kind, in
     return t->n_arrays++;
 }
 
+int dllm_trial_add_shared(dllm_trial *t, dllm_trial_role role, dllm_trial_kind kind, int64_t rows, int64_t cols)
+{
+    const int array = dllm_trial_add(t, role, kind, rows, cols, 0);
+    t->array[array].shared = true;
+    return array;
+}
+
 void dllm_trial_slack(dllm_trial *t, int array, int32_t row, double slack)
 {
     dllm_trial_array *a = &t->array[array];
@@ -100,7 +107,7 @@ double dllm_trial_norm(const dllm_trial *t, int array, int64_t row)
 void dllm_trial_gather(dllm_trial *t, int array)
 {
     const int32_t n = (int32_t)t->array[array].rows;
-    const int order = dllm_trial_add(t, TRIAL_IN, TRIAL_I32, n, 1, 0);
+    const int order = dllm_trial_add_shared(t, TRIAL_IN, TRIAL_I32, n, 1);
     for (int32_t i = 0; i < n; i++) { /* a shuffle that builds as it goes */
         const int32_t j = dllm_trial_below(t->checker, i + 1);
         dllm_trial_set(t, order, i, 0, dllm_trial_get(t, order, j, 0));

@@ -24,6 +24,7 @@ typedef enum {
 typedef struct {
     dllm_trial_kind kind;
     dllm_trial_role role;
+    bool shared;                /* host and device address it alike: numbers of rows and the like; not matrices */
     int64_t rows, cols, stride; /* elements */
     size_t bytes, start;        /* of image; of row 0 in it */
     unsigned char *image;       /* guard, rows, guard; NULL: out of memory */
@@ -66,6 +67,7 @@ bool dllm_trial_timing(const dllm_checker *k);
 
 /* Adds an array [rows, cols]; returns its number. stride 0: cols. Outputs begin as a pattern, the others as zeros. */
 int dllm_trial_add(dllm_trial *t, dllm_trial_role role, dllm_trial_kind kind, int64_t rows, int64_t cols, int64_t stride);
+int dllm_trial_add_shared(dllm_trial *t, dllm_trial_role role, dllm_trial_kind kind, int64_t rows, int64_t cols); /* not a matrix */
 void dllm_trial_slack(dllm_trial *t, int array, int32_t row, double slack);
 /* The rows of the trial lie in `array` in a random order, for which it needs at least t->rows rows; or from `first` on. */
 void dllm_trial_gather(dllm_trial *t, int array);

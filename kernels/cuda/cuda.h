@@ -3,12 +3,12 @@
  * runtime in it is linked statically and looks for the driver when it is first asked for something. */
 #ifndef DLLM_CUDA_H
 #define DLLM_CUDA_H
-#include <stddef.h>
+#include "../ops.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-enum { DLLM_CUDA_ABI = 1 }; /* counts the changes to this table */
+enum { DLLM_CUDA_ABI = 2 }; /* counts the changes to this table */
 
 typedef struct {
     int abi; /* DLLM_CUDA_ABI of the plug-in; stays the first member */
@@ -16,6 +16,8 @@ typedef struct {
     int (*device_count)(void);
     /* "NVIDIA H200, sm_90, 143771 MiB", or negative. */
     int (*device_info)(int device, char *out, size_t bytes);
+    /* The kernels for a device, or NULL: last_error() says why it cannot run them. */
+    const dllm_ops *(*ops)(int device);
     const char *(*last_error)(void); /* of the calling thread */
 } dllm_cuda;
 

@@ -1,8 +1,8 @@
 /* device.cu: the plug-in's table, and in one line why there is no CUDA where there is none. */
-#include <cuda_runtime.h>
-#include <stdio.h>
+#include <cstdio>
 
 #include "cuda.h"
+#include "gpu.h"
 
 static thread_local char why[256] = "no error";
 
@@ -45,10 +45,22 @@ static int device_info(int device, char *out, size_t bytes)
     return 0;
 }
 
+extern const dllm_ops dllm_ops_cuda;
+
+static const dllm_ops *ops(int device)
+{
+    cudaDeviceProp p;
+    const cudaError_t error = cudaGetDeviceProperties(&p, device);
+    if (error != cudaSuccess) return (fail(error), nullptr);
+    if (p.major >= 8) return &dllm_ops_cuda;
+    snprintf(why, sizeof why, "%.150s is sm_%d%d: the kernels need sm_80 or newer", p.name, p.major, p.minor);
+    return nullptr;
+}
+
 static const char *last_error(void) { return why; }
 
 extern "C" __attribute__((visibility("default"))) const dllm_cuda *dllm_cuda_get(void)
 {
-    static const dllm_cuda table = { DLLM_CUDA_ABI, device_count, device_info, last_error };
+    static const dllm_cuda table = { DLLM_CUDA_ABI, device_count, device_info, ops, last_error };
     return &table;
 }

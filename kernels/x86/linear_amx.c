@@ -9,6 +9,7 @@
 
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-bf16,prefer-vector-width=512")
+#include "tiles.h"
 #include "vec512.h"
 
 enum {
@@ -33,16 +34,6 @@ struct pass {
     int64_t range;        /* pieces of k a task does for one panel before it turns to its next */
     char *packed, *homes; /* [pieces][blocks][STEPS][STEP], [threads][PANELS][blocks][HOME] */
 };
-
-static void configure(void)
-{
-    static const struct __attribute__((packed)) {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } whole = { .palette = 1, .bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { 16, 16, 16, 16, 16, 16, 16, 16 } };
-    _tile_loadconfig(&whole);
-}
 
 static bool halves(const struct pass *s, int64_t block) { return s->rows - block * EDGE > 16; }
 
@@ -259,7 +250,7 @@ static void run(void *arg, int task, int thread)
     const int64_t p0 = task / s->row_tasks * s->panels_a_task, p1 = at_most(p0 + s->panels_a_task, s->panels);
     const int64_t b0 = task % s->row_tasks * s->blocks_a_task, b1 = at_most(b0 + s->blocks_a_task, s->blocks);
     const struct own own = { s->homes + thread * PANELS * s->blocks * HOME, sink ? dllm_sink_space(sink, thread, s->rows) : NULL };
-    configure();
+    configure_tiles();
     for (int64_t p = p0; p < p1; p += PANELS) run_panels(s, p, at_most(PANELS, p1 - p), b0, b1, own);
     _tile_release();
     if (sink) sink->take(sink, thread, own.sunk, s->first, s->rows, p0 * EDGE, at_most(p1 * EDGE, s->p->w.rows) - p0 * EDGE);

@@ -26,11 +26,13 @@ static int device_info(int device, char *out, size_t bytes)
     return 0;
 }
 
-static const char *last_error(void) { return "no error"; }
+static const dllm_ops *ops(int device) { return NULL; }
+
+static const char *last_error(void) { return "it is a picture of one"; }
 
 const dllm_cuda *dllm_cuda_get(void)
 {
-    static const dllm_cuda table = { ABI, device_count, device_info, last_error };
+    static const dllm_cuda table = { ABI, device_count, device_info, ops, last_error };
     return &table;
 }
 #else

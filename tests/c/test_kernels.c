@@ -29,8 +29,8 @@ int main(int argc, char **argv)
     tally t = { 0 };
     for (int i = 0; i < n; i++) {
         t.level = levels[i];
-        const int before = t.failed,
-                  failures = dllm_check(dllm_ops_cpu(levels[i]), argc > 1 ? argv[1] : "", seed, false, 2, report, &t);
+        const dllm_device device = { .ops = dllm_ops_cpu(levels[i]), .threads = 2 };
+        const int before = t.failed, failures = dllm_check(&device, argc > 1 ? argv[1] : "", seed, false, report, &t);
         if (failures == t.failed - before) continue;
         printf("FAILED %s: the check itself gives %d\n", levels[i], failures);
         t.failed++;

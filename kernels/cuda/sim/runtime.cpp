@@ -1,0 +1,185 @@
+/* runtime.cpp: as much of the CUDA runtime as the plug-in calls. The machine has 24 simulated GPUs. Device i runs threads in order
+ * i % 3 (first come first served, last come first served, any); those with i / 3 odd are strict: kernels and copies wait until the
+ * host asks for what they do, and the host cannot touch device memory; i / 6 is the seed of the random order. */
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <vector>
+
+#include "order.h"
+
+namespace sim {
+enum { DEVICES = 24, MAX_SHARED = 227 << 10 };
+struct stream {
+    int device;
+    std::vector<std::function<void()>> waiting;
+};
+
+namespace {
+std::recursive_mutex lock; /* one kernel at a time, whoever asks */
+thread_local int device;
+thread_local cudaError_t last;
+std::map<void *, size_t> guarded; /* device memory that the host cannot see, with its size */
+uint64_t launches;
+
+bool strict(int i) { return i / 3 % 2 == 1; }
+
+void guard(int access)
+{
+    for (const auto &block : guarded) mprotect(block.first, block.second, access);
+}
+
+/* Does something on device `on`, which alone sees device memory meanwhile. */
+void on_device(int on, const std::function<void()> &work)
+{
+    order = { (order_kind)(on % 3), (uint64_t)(on / 6) * 0x9e3779b97f4a7c15u + ++launches };
+    guard(PROT_READ | PROT_WRITE);
+    work();
+    guard(PROT_NONE);
+}
+
+void finish(stream *s)
+{
+    for (const auto &work : s->waiting) on_device(s->device, work);
+    s->waiting.clear();
+}
+
+/* Everything is asked of a stream; a strict one is in no hurry. */
+void ask(stream *s, std::function<void()> work)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    if (strict(s->device)) s->waiting.push_back(std::move(work));
+    else on_device(s->device, work);
+}
+
+cudaError_t failed(cudaError_t e) { return last = e; }
+} // namespace
+
+void launch(const char *name, dim3 grid, unsigned threads, size_t shared_bytes, stream *queue, std::function<void()> kernel)
+{
+    const bool fine = threads && threads <= 1024 && threads % WARP == 0 && shared_bytes <= MAX_SHARED && grid.x &&
+                      grid.x <= INT_MAX && grid.y && grid.y <= 65535 && grid.z && grid.z <= 65535;
+    if (!fine) failed(cudaErrorInvalidConfiguration);
+    else ask(queue, [=] { run_grid(name, grid, threads, shared_bytes, kernel); });
+}
+} // namespace sim
+
+using sim::failed;
+
+const char *cudaGetErrorName(cudaError_t e)
+{
+    return e == cudaErrorMemoryAllocation       ? "cudaErrorMemoryAllocation"
+           : e == cudaErrorInvalidConfiguration ? "cudaErrorInvalidConfiguration"
+           : e == cudaErrorInvalidDevice        ? "cudaErrorInvalidDevice"
+                                                : "cudaErrorInvalidValue";
+}
+const char *cudaGetErrorString(cudaError_t e)
+{
+    return e == cudaErrorMemoryAllocation       ? "out of memory"
+           : e == cudaErrorInvalidConfiguration ? "invalid configuration argument"
+           : e == cudaErrorInvalidDevice        ? "invalid device ordinal"
+                                                : "invalid argument";
+}
+cudaError_t cudaDriverGetVersion(int *v) { return *v = 13000, cudaSuccess; }
+cudaError_t cudaRuntimeGetVersion(int *v) { return *v = 13000, cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int *n) { return *n = sim::DEVICES, cudaSuccess; }
+
+cudaError_t cudaGetLastError()
+{
+    const cudaError_t e = sim::last;
+    sim::last = cudaSuccess;
+    return e;
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int i)
+{
+    static const char *const orders[] = { "fifo", "lifo", "random" };
+    if (i < 0 || i >= sim::DEVICES) return failed(cudaErrorInvalidDevice);
+    snprintf(p->name, sizeof p->name, "simulated GPU (%s%s)", orders[i % 3], sim::strict(i) ? ", strict" : "");
+    p->major = 8;
+    p->minor = 0;
+    p->totalGlobalMem = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int i)
+{
+    if (i < 0 || i >= sim::DEVICES) return failed(cudaErrorInvalidDevice);
+    sim::device = i;
+    return cudaSuccess;
+}
+
+/* ---- memory ------------------------------------------------------------------------------------------------------------------------ */
+cudaError_t cudaMalloc(void **p, size_t bytes)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    *p = nullptr;
+    if (bytes > SIZE_MAX / 2) return failed(cudaErrorMemoryAllocation);
+    if (sim::strict(sim::device)) {
+        const size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (bytes + page) / page * page;
+        void *m = mmap(nullptr, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (m == MAP_FAILED) return failed(cudaErrorMemoryAllocation);
+        sim::guarded[m] = whole;
+        *p = m;
+    } else if (posix_memalign(p, 256, bytes ? bytes : 1)) {
+        return failed(cudaErrorMemoryAllocation);
+    } else {
+        memset(*p, 0xff, bytes); /* device memory begins as anything: NaNs */
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *p)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    const auto found = sim::guarded.find(p);
+    if (found == sim::guarded.end()) {
+        free(p);
+    } else {
+        munmap(found->first, found->second);
+        sim::guarded.erase(found);
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned)
+{
+    *p = nullptr;
+    if (bytes > SIZE_MAX / 2 || posix_memalign(p, 256, bytes ? bytes : 1)) return failed(cudaErrorMemoryAllocation);
+    return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void *p) { return free(p), cudaSuccess; }
+
+cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s)
+{
+    return sim::ask(s, [=] { memset(p, value, bytes); }), cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t s)
+{
+    return sim::ask(s, [=] { memcpy(to, from, bytes); }), cudaSuccess;
+}
+
+/* ---- streams ----------------------------------------------------------------------------------------------------------------------- */
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
+{
+    *s = new sim::stream{ sim::device, {} };
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t s)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    sim::finish(s);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t s)
+{
+    cudaStreamSynchronize(s);
+    delete s;
+    return cudaSuccess;
+}

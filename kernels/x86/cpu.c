@@ -51,6 +51,8 @@ static bool grant_tiles(void)
 #endif
 }
 
+static bool has_vnni(void) { return has(7, 0, 'c', 11); }
+
 static bool usable(dllm_x86_level level)
 {
     switch (level) {
@@ -59,9 +61,9 @@ static bool usable(dllm_x86_level level)
     case DLLM_X86_AVX512F:
         return saved(0xe6) && has(7, 0, 'b', 16) && has(7, 0, 'b', 17) && has(7, 0, 'b', 30) && has(7, 0, 'b', 31);
     case DLLM_X86_AVX512BF16:
-        return has(7, 1, 'a', 5);
+        return has(7, 1, 'a', 5) && has_vnni();
     case DLLM_X86_AMX:
-        return has(7, 0, 'd', 22) && has(7, 0, 'd', 24) && grant_tiles();
+        return has(7, 0, 'd', 22) && has(7, 0, 'd', 24) && has(7, 0, 'd', 25) && grant_tiles();
     }
     return false;
 }
@@ -83,7 +85,7 @@ static void build(void)
         tables[i].scratch = scratch;
         dllm_x86_rows(&tables[i], (dllm_x86_level)i);
         dllm_x86_keep(&tables[i], (dllm_x86_level)i);
-        dllm_x86_linear(&tables[i], (dllm_x86_level)i);
+        dllm_x86_linear(&tables[i], (dllm_x86_level)i, has_vnni());
         dllm_x86_attention(&tables[i], (dllm_x86_level)i);
         cpu.tables[i] = &tables[i];
     }

@@ -9,12 +9,11 @@
 
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-bf16,prefer-vector-width=512")
-#include "vec512.h"
+#include "amx.h"
 
 enum {
     EDGE = 32,                  /* rows of weights in a panel, tokens in a block, k in a step */
     STEP = 2048,                /* bytes of a step of a block: two tiles */
-    HOME = 4096,                /* bytes of a block's C tiles */
     STEPS = 16,                 /* of a piece: 32 KiB of weights in L1 */
     A_STRIDE = STEPS * 64 + 64, /* of a copied row of weights: rows begin in different sets of L1 */
     EARLY = 8,                  /* rows of the next piece fetched while a piece is copied; the others come while it is used */
@@ -33,16 +32,6 @@ struct pass {
     int64_t range;        /* pieces of k a task does for one panel before it turns to its next */
     char *packed, *homes; /* [pieces][blocks][STEPS][STEP], [threads][PANELS][blocks][HOME] */
 };
-
-static void configure(void)
-{
-    static const struct __attribute__((packed)) {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } whole = { .palette = 1, .bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { 16, 16, 16, 16, 16, 16, 16, 16 } };
-    _tile_loadconfig(&whole);
-}
 
 static bool halves(const struct pass *s, int64_t block) { return s->rows - block * EDGE > 16; }
 
@@ -118,27 +107,6 @@ VEC void multiply(const char *a, int64_t stride, const char *b, int64_t steps, s
         if (wide) _tile_dpbf16ps(3, 5, 7);
         for (int64_t r = 0; r < ahead.rows; r++) _mm_prefetch(ahead.w + r * ahead.stride, _MM_HINT_T1);
     }
-}
-
-/* C tiles of one block go home and those of the next come, one by one, so that the unit never waits for all of them. */
-VEC void exchange(char *done, const char *next, const bool leave, const bool come)
-{
-#define EXCHANGE(tile)                                                                                                             \
-    if (leave) _tile_stored(tile, done + tile * 1024, 64);                                                                         \
-    if (come) _tile_loadd(tile, next + tile * 1024, 64);                                                                           \
-    else _tile_zero(tile)
-    EXCHANGE(0);
-    EXCHANGE(1);
-    EXCHANGE(2);
-    EXCHANGE(3);
-}
-
-static void turn(char *done, char *next, bool fresh)
-{
-    if (done && fresh) exchange(done, next, true, false);
-    else if (done) exchange(done, next, true, true);
-    else if (fresh) exchange(done, next, false, false);
-    else exchange(done, next, false, true);
 }
 
 VEC void transpose_tile(char *to, const char *from)

@@ -88,7 +88,7 @@ static int weight_dtype(const char *name, const dllm_py_tensor *t, dllm_dtype *o
     return -1;
 }
 
-static int as_matrix(const char *name, const dllm_py_tensor *t, dllm_mat *m)
+int dllm_py_matrix(const char *name, const dllm_py_tensor *t, dllm_mat *m)
 {
     if (weight_dtype(name, t, &m->dtype) < 0) return -1;
     if (t->ndim < 1 || t->ndim > 2) {
@@ -131,7 +131,7 @@ static int find_tensor(void *arg, const char *name, dllm_mat *m)
     int status = dllm_py_tensor_get(found, name, &t);
     Py_DECREF(found);
     if (status < 0) return DLLM_E_CALLBACK;
-    status = as_matrix(name, &t, m);
+    status = dllm_py_matrix(name, &t, m);
     if (status == 0) status = keep_tensor(from->self, &t);
     if (status < 0) dllm_py_tensor_release(&t);
     return status < 0 ? DLLM_E_CALLBACK : 0;

@@ -8,6 +8,7 @@ import numpy as np
 
 from . import _core, cuda
 from .inputs import Batch, is_tensor
+from .threads import thread_count
 
 DEMO = os.path.join(os.path.dirname(__file__), "data", "llada-tiny")  # trained on puzzles by benchmarks/train_tiny.py
 
@@ -26,7 +27,7 @@ def load(
 
     Runs no code of the checkpoint, and needs neither torch nor transformers. The files are mapped, not copied.
     dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16". device: "auto", "cpu", "cuda", "cuda:1".
-    threads: None for as many as this process may use.
+    threads: None for as many as this process may use, and as torch uses if it is loaded; thread_runtime() tells whose.
 
     weights: "auto", as they are stored and exactly; or "int8" (CPU only): half the memory of bfloat16 and about twice the speed
     of its matrix products, at the price of small errors. The matrices of the layers and the head are rounded while they load,
@@ -38,7 +39,7 @@ def load(
     if weights == "int8" and str(device).startswith("cuda"):
         raise ValueError(f"weights='int8' runs on the CPU, not on device {device!r}")
     folder, device = folder_of(path_or_hub_id), "cpu" if weights == "int8" and device == "auto" else cuda.resolve(device)
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "threads": threads or 0, "weights": weights}
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "threads": thread_count(threads), "weights": weights}
     if int8_cache is not False:
         options["int8_cache"] = os.path.join(folder, INT8_CACHE) if int8_cache is True else int8_cache
     return Model(_core.Model.from_folder(folder, **options))
@@ -71,7 +72,8 @@ class Model:
         cls, config: str, tensors: Mapping[str, Any], dtype: str = "auto", device: str = "auto", threads: int | None = None
     ) -> "Model":
         """config: the text of config.json. tensors: official parameter names to tensors or arrays, which are kept, not copied."""
-        return cls(_core.Model.from_tensors(config, tensors, dtype=dtype, device=cuda.resolve(device), threads=threads or 0))
+        device = cuda.resolve(device)
+        return cls(_core.Model.from_tensors(config, tensors, dtype=dtype, device=device, threads=thread_count(threads)))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -138,6 +138,10 @@ extern const dllm_ops dllm_ops_c;
 const dllm_ops *dllm_ops_cpu(const char *level);
 /* Levels this processor has, best last: names[0] is "c". Returns how many. */
 int dllm_cpu_levels(const char *const **names);
+/* Rounds of multiply-adds of t between registers, as many at once as the table's level can make; returns the number of operations.
+ * NULL: not a table of this processor. */
+typedef uint64_t dllm_burst(int64_t rounds);
+dllm_burst *dllm_cpu_burst(const dllm_ops *ops, dllm_dtype t);
 
 static inline int32_t dllm_row(dllm_rows r, int32_t i) { return r.idx ? r.idx[i] : r.first + i; }
 #ifdef __cplusplus

@@ -1,6 +1,7 @@
 /* cpu.c: which tables this processor can run. A level's table is the one below it with better kernels put in; all are built once.
  * */
 #define _GNU_SOURCE
+#include "../c/c.h"
 #include "x86.h"
 
 #include <pthread.h>
@@ -90,8 +91,14 @@ static void build(void)
         cpu.tables[i] = &tables[i];
     }
 }
+
+static dllm_burst *burst_of(int level, dllm_dtype t)
+{
+    return level ? dllm_x86_burst((dllm_x86_level)level, t, has_vnni()) : dllm_burst_c;
+}
 #else
 static void build(void) {}
+static dllm_burst *burst_of(int level, dllm_dtype t) { return dllm_burst_c; }
 #endif
 
 int dllm_cpu_levels(const char *const **names)
@@ -109,5 +116,12 @@ const dllm_ops *dllm_ops_cpu(const char *level)
     if (!*level) return cpu.tables[n - 1];
     for (int i = 0; i < n; i++)
         if (strcmp(names[i], level) == 0) return cpu.tables[i];
+    return NULL;
+}
+
+dllm_burst *dllm_cpu_burst(const dllm_ops *ops, dllm_dtype t)
+{
+    for (int i = 0; i < cpu.n; i++)
+        if (cpu.tables[i] == ops) return burst_of(i, t);
     return NULL;
 }

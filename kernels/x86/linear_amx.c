@@ -9,7 +9,8 @@
 
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-bf16,prefer-vector-width=512")
-#include "amx.h"
+#include "tiles.h"
+#include "vec512.h"
 
 enum {
     EDGE = 32,                  /* rows of weights in a panel, tokens in a block, k in a step */
@@ -172,12 +173,12 @@ static void run_piece(const struct pass *s, int64_t panel, int64_t piece, int64_
         const char *b = packed_at(s, piece, b0 + i);
         const int64_t row = w.ahead.rows * i / blocks, rows = w.ahead.rows * (i + 1) / blocks - row;
         const struct ahead ahead = { w.ahead.w + row * w.ahead.stride, w.ahead.stride, rows };
-        turn(i ? home - HOME : NULL, home, piece == 0);
+        turn_sums(i ? home - HOME : NULL, home, piece == 0);
         if (last && i) store_block(s, home - HOME, b0 + i - 1, panel);
         if (halves(s, b0 + i)) multiply(w.a, w.stride, b, steps, ahead, true);
         else multiply(w.a, w.stride, b, steps, ahead, false);
     }
-    turn(homes + (blocks - 1) * HOME, NULL, true);
+    turn_sums(homes + (blocks - 1) * HOME, NULL, true);
     if (last) store_block(s, homes + (blocks - 1) * HOME, b1 - 1, panel);
 }
 
@@ -196,7 +197,7 @@ static void run(void *arg, int task, int thread)
     const int64_t p0 = task / s->row_tasks * s->panels_a_task, panels = at_most(s->panels_a_task, s->panels - p0);
     const int64_t b0 = task % s->row_tasks * s->blocks_a_task, b1 = at_most(b0 + s->blocks_a_task, s->blocks);
     char *homes = s->homes + thread * PANELS * s->blocks * HOME;
-    configure();
+    configure_tiles();
     for (int64_t begin = 0; begin < s->pieces; begin += s->range) {
         const int64_t pieces = at_most(s->range, s->pieces - begin), count = panels * pieces;
         for (int64_t i = 0; i < count; i++) {

@@ -6,7 +6,8 @@
 
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-int8,prefer-vector-width=512")
-#include "amx.h"
+#include "tiles.h"
+#include "vec512.h"
 
 enum { STEPS = 16 }; /* of a piece */
 
@@ -52,12 +53,12 @@ static void run_piece(const struct i8_pass *s, int64_t panel, int64_t step, int6
     for (int64_t t = t0; t < t1; t += 2, home += HOME, next += lines * steps * 64) {
         const char *x = s->x + (t * s->steps + step) * DLLM_I8_TILE;
         const struct i8_ahead ahead = { next, next < end ? lines : 0 };
-        turn(t > t0 ? home - HOME : NULL, home, step == 0);
+        turn_sums(t > t0 ? home - HOME : NULL, home, step == 0);
         if (last && t > t0) store_block(s, home - HOME, t - 2, panel);
         if (t * 16 + 16 < s->rows) multiply(x, hop, w, steps, ahead, true);
         else multiply(x, hop, w, steps, ahead, false);
     }
-    turn(home - HOME, NULL, true);
+    turn_sums(home - HOME, NULL, true);
     if (last) store_block(s, home - HOME, t0 + (t1 - t0 - 1) / 2 * 2, panel);
 }
 
@@ -68,7 +69,7 @@ void dllm_i8_run_amx(void *pass, int task, int thread)
     const int64_t t0 = task % s->row_tasks * s->tiles_a_task, t1 = at_most(t0 + s->tiles_a_task, s->tiles);
     const int64_t piece = t1 - t0 > 2 ? STEPS : s->steps;
     const char *end = i8_panel(&s->p->w, s->panels);
-    configure();
+    configure_tiles();
     for (int64_t panel = p0; panel < p1; panel++) {
         for (int64_t step = 0; step < s->steps; step += piece) {
             const int64_t steps = at_most(piece, s->steps - step);

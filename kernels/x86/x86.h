@@ -17,6 +17,8 @@ void dllm_x86_attention(dllm_ops *t, dllm_x86_level level);
 void dllm_x86_rows(dllm_ops *t, dllm_x86_level level);
 void dllm_x86_keep(dllm_ops *t, dllm_x86_level level);
 
+dllm_burst *dllm_x86_burst(dllm_x86_level level, dllm_dtype t, bool vnni);
+
 /* Bytes of scratch; the arguments of ops.scratch. Kernels run one at a time, so a session needs the larger of the two. */
 size_t dllm_x86_linear_scratch(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys);
 size_t dllm_x86_attention_scratch(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys);

@@ -198,6 +198,14 @@ static void check_order_of_calls(const opened *o, const char *where)
     dllm_stats st;
     dllm_session_stats(s, &st);
     expect(st.forwards == 1 && st.flops == st.flops_uncached && st.flops > 0, "an uncached step is counted as one", where);
+    uint64_t flops = 0;
+    bool cost = true;
+    for (int i = 0; i < DLLM_STAGES; i++) {
+        flops += st.stages[i].flops;
+        const bool idle = i == DLLM_STAGE_CACHE, thinks = i == DLLM_STAGE_PLAN || i == DLLM_STAGE_DECIDE;
+        cost &= (st.stages[i].bytes > 0) == (!idle && !thinks) && (idle || st.stages[i].seconds > 0);
+    }
+    expect(flops == st.flops && cost, "every stage of an uncached step costs something, and no more than the step", where);
     while (dllm_session_step(s) > 0) {}
     expect(dllm_session_step(s) == 0, "a finished session stays finished", where);
     dllm_session_close(s);

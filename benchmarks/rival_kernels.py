@@ -42,6 +42,11 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def rest() -> None:
+    """OpenMP's threads stay awake for a while after a call of torch, on the cores that the next contestant needs."""
+    time.sleep(0.03)
+
+
 def ceilings(threads: int, rounds: int = 4) -> Ceilings:
     """Sums over pieces of a gigabyte; products of the caches' size, by torch or by the engine. The best moment counts: pieces are
     short, so that some meet a quiet machine."""
@@ -72,13 +77,13 @@ class Pool:
 
 
 def take_turns(contestants: dict[str, Callable[[], float]], repeats: int) -> dict[str, dict[str, float]]:
-    """Fastest and median seconds of each; a first turn is not counted."""
+    """Fastest and median seconds of each. In its turn a contestant runs twice: the first time wakes its threads."""
     all_: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(repeats + 1):
+    for _ in range(repeats):
         for name, run in contestants.items():
-            spent = run()
-            if turn:
-                all_[name].append(spent)
+            rest()
+            run()
+            all_[name].append(run())
     return {name: {"fastest": min(s), "median": statistics.median(s)} for name, s in all_.items()}
 
 

@@ -33,6 +33,7 @@ import numpy as np
 import rival_kernels
 import torch
 from make_model import make
+from rival_kernels import rest
 from rival_report import OURS, SHAPES, report
 from step import HERE, Contestant, timed, torch_contestants, torch_model
 from step import ours as our_contestant
@@ -63,6 +64,7 @@ class Runner:
         while self.at < to:
             self._step(False)
             self.at += 1
+        rest()
         self.seconds[self.kind(to)].append(self._step(True))
         self.at += 1
 
@@ -190,6 +192,7 @@ def steps_part(field: Field) -> Iterator[dict[str, Any]]:
     gc.collect()
     for turn in range(args.repeats + 1):
         for c in contestants:
+            rest()
             seconds, c.tokens = c.step()
             if turn:  # the first turn touches the weights
                 c.seconds.append(seconds)

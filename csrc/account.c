@@ -58,7 +58,7 @@ static void count(dllm_session *s, dllm_stage stage, uint64_t flops, uint64_t by
 
 static uint64_t act_size(const dllm_session *s) { return dllm_dtype_size(s->model->act); }
 
-static uint64_t bytes_of(dllm_mat m) { return m.data ? (uint64_t)(m.rows * m.cols) * dllm_dtype_size(m.dtype) : 0; }
+static uint64_t bytes_of(dllm_mat m) { return m.data ? dllm_mat_bytes(m) : 0; }
 
 void dllm_count_rows(dllm_session *s, dllm_stage stage, uint64_t n, int64_t width)
 {

@@ -109,5 +109,6 @@ int dllm_device_ceilings(dllm_device *d, dllm_ceilings *out)
     munmap(memory, bytes);
     out->f32 = peak_of(d, DLLM_F32);
     out->bf16 = peak_of(d, DLLM_BF16);
+    out->i8 = peak_of(d, DLLM_I8);
     return 0;
 }

@@ -49,16 +49,19 @@ const char *dllm_last_error(void); /* message of the calling thread's latest fai
 const char *dllm_version(void);
 
 /* ---- matrices ------------------------------------------------------------------------------------------------------------ */
-typedef enum { DLLM_F32, DLLM_BF16, DLLM_F16 } dllm_dtype;
+typedef enum { DLLM_F32, DLLM_BF16, DLLM_F16, DLLM_I8 } dllm_dtype;
 size_t dllm_dtype_size(dllm_dtype t);
-const char *dllm_dtype_name(dllm_dtype t); /* "float32", "bfloat16", "float16" */
+const char *dllm_dtype_name(dllm_dtype t); /* "float32", "bfloat16", "float16", "int8" */
 
-/* A borrowed row-major matrix; row i starts at element i * stride. data NULL: there is no such matrix. A vector has rows 1. */
+/* A borrowed row-major matrix; row i starts at element i * stride. data NULL: there is no such matrix. A vector has rows 1.
+ * DLLM_I8: weights of a matrix product, element (i, j) times scale[i]; they lie in tiles, as kernels/int8.h says. */
 typedef struct {
     void *data;
     int64_t rows, cols, stride;
     dllm_dtype dtype;
+    const float *scale; /* DLLM_I8 alone */
 } dllm_mat;
+size_t dllm_mat_bytes(dllm_mat m); /* of its numbers, scales among them */
 
 /* ---- models -------------------------------------------------------------------------------------------------------------- */
 typedef enum { DLLM_LLADA, DLLM_DREAM } dllm_family;
@@ -108,6 +111,15 @@ const dllm_config *dllm_checkpoint_config(const dllm_checkpoint *c);
 const dllm_weights *dllm_checkpoint_weights(const dllm_checkpoint *c);
 size_t dllm_checkpoint_bytes(const dllm_checkpoint *c); /* of all weights */
 
+/* int8 copies of a folder's matrices: those of the layers and the head. Embedding, norms and biases stay the folder's, which must
+ * outlive the copies; its pages are let go matrix by matrix. Numbers that are not finite are refused. threads 0: as a device.
+ * cache, if not NULL, is a file that keeps the copies. It is mapped if it was made of these very files, by name, size and time, and
+ * else written anew; a file that is something else is left alone: DLLM_E_FILE. */
+typedef struct dllm_int8 dllm_int8;
+int dllm_int8_open(dllm_int8 **out, const dllm_checkpoint *files, const char *cache, int threads);
+void dllm_int8_close(dllm_int8 *q);
+const dllm_weights *dllm_int8_weights(const dllm_int8 *q);
+
 /* ---- devices ------------------------------------------------------------------------------------------------------------- */
 /* A device is a table of kernels plus threads or a stream. name: "cpu" (the best this processor has), "cpu:c" (the plain C
  * kernels), "cpu:avx2", "cpu:avx512f", "cpu:avx512bf16", "cpu:amx" (that level and below, for tests), "cuda", "cuda:1". */
@@ -124,7 +136,7 @@ const char *dllm_threads_runtime(void); /* "own", or the path of the borrowed ru
 /* What a CPU could do at best, measured now, in about a second: bytes read from memory, and operations of matrix products (multiply-adds count 2)
  * by dtype of both sides, all a second. */
 typedef struct {
-    double read, f32, bf16;
+    double read, f32, bf16, i8;
 } dllm_ceilings;
 int dllm_device_ceilings(dllm_device *d, dllm_ceilings *out);
 /* Opens the CUDA plug-in, libdllm_cuda.so beside this library if path is NULL: its device count, or DLLM_E_DEVICE and one line that
@@ -134,7 +146,7 @@ int dllm_cuda_load(const char *path);
 int dllm_cuda_sim_load(const char *path);
 
 /* The model borrows the device and everything the weights point to: keep both until it is closed. act: the dtype of
- * activations; weights of any dtype go with any activations, exactly. */
+ * activations; weights of any dtype go with any activations: exactly, or, with int8 weights, each row of activations rounded to int8. */
 typedef struct dllm_model dllm_model;
 int dllm_model_open(dllm_model **out, dllm_device *d, const dllm_config *c, const dllm_weights *w, dllm_dtype act);
 void dllm_model_close(dllm_model *m);

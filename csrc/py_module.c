@@ -113,7 +113,7 @@ static PyObject *py_ceilings(PyObject *module, PyObject *args)
     dllm_device_close(device);
     Py_END_ALLOW_THREADS
     if (status < 0) return dllm_py_raise(module, status);
-    return Py_BuildValue("{s:d,s:d,s:d}", "bytes", c.read, "float32", c.f32, "bfloat16", c.bf16);
+    return Py_BuildValue("{s:d,s:d,s:d,s:d}", "bytes", c.read, "float32", c.f32, "bfloat16", c.bf16, "int8", c.i8);
 }
 
 static PyObject *py_load_cuda(PyObject *module, PyObject *arg) { return load(module, arg, dllm_cuda_load); }

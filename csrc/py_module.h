@@ -21,6 +21,7 @@ typedef struct {
     PyObject_HEAD
     dllm_device *device;
     dllm_checkpoint *files; /* weights of a folder, or */
+    dllm_int8 *copies;      /* int8 copies of the folder's, or */
     dllm_weights bound;     /* of tensors, which are kept alive here */
     dllm_py_tensor *tensors;
     int n_tensors;

@@ -1,5 +1,6 @@
 """The C core as Python sees it. Thin: the public face is in the modules beside this file."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -18,8 +19,17 @@ class Model:
     """Immutable weights on a device; may be shared by sessions and threads."""
 
     @staticmethod
-    def from_folder(folder: str, *, dtype: str = "auto", device: str = "auto", threads: int = 0) -> Model:
-        """A Hugging Face checkpoint folder, mapped into memory. device may also be "cpu:c", "cpu:avx2", ... for tests."""
+    def from_folder(
+        folder: str,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        threads: int = 0,
+        weights: str = "auto",
+        int8_cache: str | os.PathLike[str] = ...,
+    ) -> Model:
+        """A Hugging Face checkpoint folder, mapped into memory. device may also be "cpu:c", "cpu:avx2", ... for tests.
+        weights "int8": copies of the matrices, kept in the file int8_cache if it is given."""
     @staticmethod
     def from_tensors(
         config: str, tensors: Mapping[str, Any], *, dtype: str = "auto", device: str = "auto", threads: int = 0
@@ -27,6 +37,7 @@ class Model:
         """config: the text of config.json. tensors: official names to DLPack tensors or NumPy arrays; kept, not copied."""
     config: dict[str, Any]  # fields of dllm_config by name; family is "llada" or "dream", dtype a name
     dtype: str  # of the activations: "float32", "bfloat16", "float16"
+    weights: str  # dtype of the matrices: as above, or "int8"
     device: str  # "cpu", "cuda:0"
     backend: str  # "c", "avx2", "avx512f", "avx512bf16", "amx", "cuda"
     threads: int
@@ -159,8 +170,8 @@ def use_threads(runtime: str) -> None:
     """Takes "auto", a runtime that the process has loaded or else a pool of our own, or "own"."""
 
 def ceilings(device: str, threads: int) -> dict[str, float]:
-    """What a CPU device could do at best, measured now: "bytes" read from memory, and operations of matrix products in "float32"
-    and "bfloat16", all a second."""
+    """What a CPU device could do at best, measured now: "bytes" read from memory, and operations of matrix products in "float32",
+    "bfloat16" and "int8", all a second."""
 
 def load_cuda(path: str) -> int:
     """Opens the CUDA plug-in; its device count. DeviceError says in one line why not."""
@@ -171,3 +182,6 @@ def load_cuda_sim(path: str) -> int:
 def check(level: str = "", kernel: str = "", seed: int = 0, timing: bool = False) -> list[dict[str, Any]]:
     """Every kernel of a level against its C twin: kernel, case, error, tolerance, ok, why, and with timing
     seconds and seconds_c."""
+
+def race(n: int, k: int, rows: int, laps: int, threads: int = 0, level: str = "") -> tuple[float, float]:
+    """Best seconds of the product of [rows, k] with [n, k] in bfloat16, and with int8 weights; in turns, weights not in a cache."""

@@ -30,18 +30,21 @@ INSIDE = ("q", "k", "v", "o", "gate", "up", "down", "head", "attention")  # matr
 
 @dataclass(frozen=True)
 class Ceilings:
-    """bytes: read from memory, by all threads together; float32 and bfloat16: operations of matrix products; all a second."""
+    """bytes: read from memory, by all threads together; the others: operations of matrix products by dtype; all a second."""
 
     bytes: float
     float32: float
     bfloat16: float
+    int8: float
 
-    def floor(self, cost: Mapping[str, Any], dtype: str) -> float:
-        """The seconds that a stage cannot undercut: its bytes at full bandwidth or its operations at the peak of dtype."""
-        return max(cost["bytes"] / self.bytes, cost["flops"] / getattr(self, dtype))
+    def floor(self, name: str, cost: Mapping[str, Any], dtype: str) -> float:
+        """The seconds that a stage cannot undercut: its bytes at full bandwidth or its operations at the peak of dtype. Attention
+        has no weights, and is never int8."""
+        peak = "bfloat16" if (name, dtype) == ("attention", "int8") else dtype
+        return max(cost["bytes"] / self.bytes, cost["flops"] / getattr(self, peak))
 
     def __str__(self) -> str:
-        products = ", ".join(f"{getattr(self, dtype) / 1e9:.0f} GFLOP/s {dtype}" for dtype in ("float32", "bfloat16"))
+        products = ", ".join(f"{getattr(self, dtype) / 1e9:.0f} GFLOP/s {dtype}" for dtype in ("float32", "bfloat16", "int8"))
         return f"{self.bytes / 1e9:.1f} GB/s read, {products}"
 
 
@@ -97,13 +100,15 @@ def _known() -> dict[str, Any]:
 
 
 def product_dtype(model: Model) -> str:
-    """What the products of the model are made in: bfloat16 if both sides are, else float32."""
+    """What the products of the model are made in: int8 if its weights are, bfloat16 if both sides are, else float32."""
+    if model.weights == "int8":
+        return "int8"
     return "bfloat16" if model.dtype == model.config["dtype"] == "bfloat16" else "float32"
 
 
 def floor(stages: Mapping[str, Mapping[str, Any]], best: Ceilings, dtype: str) -> float:
     """Seconds that a run's stages cannot undercut, one after the other."""
-    return sum(best.floor(cost, dtype) for cost in stages.values())
+    return sum(best.floor(name, cost, dtype) for name, cost in stages.items())
 
 
 def inside(stages: Mapping[str, Mapping[str, Any]]) -> float:
@@ -125,7 +130,7 @@ def table(stages: Mapping[str, Mapping[str, Any]], steps: int, best: Ceilings, d
     total = sum(cost["seconds"] for cost in stages.values())
     lines = ["| stage | ms a step | of the time | GFLOP/s | GB/s | floor / time |", "|---|---|---|---|---|---|"]
     for name, cost in stages.items():
-        lines.append(_line(name, cost, steps, total, best.floor(cost, dtype)))
+        lines.append(_line(name, cost, steps, total, best.floor(name, cost, dtype)))
     both = {key: sum(cost[key] for cost in stages.values()) for key in ("seconds", "flops", "bytes")}
     lines.append(_line("all", both, steps, total, floor(stages, best, dtype)))
     return "\n".join(lines)

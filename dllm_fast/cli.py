@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--batch", type=int, default=1)
     bench.add_argument("--repeats", type=int, default=3, help="the fastest of so many runs counts")
     bench.add_argument("--dtype", default="auto")
+    bench.add_argument("--weights", default="auto", help="int8: rounded while they load")
     bench.add_argument("--threads", type=int)
     bench.add_argument("--profile", action="store_true", help="also every stage of a step beside the ceilings of this machine")
     bench.add_argument("--out", metavar="FILE", help="also write FILE.md, FILE.json and, with matplotlib, FILE.png")
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     gen.add_argument("--threshold", type=float, help="reveal whatever has at least this probability")
     gen.add_argument("--seed", type=int, help="for a temperature; default: fresh randomness")
     gen.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    gen.add_argument("--weights", default="auto", help="int8: rounded while they load; half the memory, faster, less exact")
     gen.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     gen.add_argument("--threads", type=int, help="default: all")
     gen.add_argument("--ids", action="store_true", help="the prompt and the answer are token numbers")
@@ -152,14 +154,15 @@ def _print_kernel(level: str, kernel: str, cases: list[dict], timing: bool) -> N
 def _bench(args: argparse.Namespace) -> int:
     from . import bench
 
-    model = load(args.model, dtype=args.dtype, threads=args.threads)
+    model = load(args.model, dtype=args.dtype, threads=args.threads, weights=args.weights)
     c, caches = model.config, list(CACHES) if args.cache == "all" else args.cache.split(",")
     random = np.random.default_rng(0)
     words = np.setdiff1d(np.arange(c["vocab"]), [c[name] for name in SPECIAL])
     prompt = random.choice(words, (args.batch, args.prompt_length))
     lengths = {"gen_length": args.gen_length, "block_length": args.block_length, "steps": args.steps or args.gen_length}
     rows = bench.run(model, prompt, caches, args.repeats, **lengths)
-    where = f"{model.dtype} on {model.device} ({model.backend}, {model.threads} threads)"
+    dtype = f"{model.dtype} with int8 weights" if model.weights == "int8" else model.dtype
+    where = f"{dtype} on {model.device} ({model.backend}, {model.threads} threads)"
     shape = f"prompt {args.prompt_length}, answer {args.gen_length}, block {args.block_length}, {lengths['steps']} steps"
     about = f"{c['family']}, {c['layers']} layers of {c['dim']}, {where}; batch {args.batch}, {shape}"
     stages = ceilings.profile([(r.cache, r.stats) for r in rows], model) + "\n" if args.profile else ""
@@ -183,7 +186,7 @@ def _generate(args: argparse.Namespace) -> int:
             "dllm-fast: no MODEL given: a small one that solves puzzles: A123+456= (add), Rhello= (reverse), P= (palindrome)",
             file=sys.stderr,
         )
-    model = load(folder, dtype=args.dtype, device=args.device, threads=args.threads)
+    model = load(folder, dtype=args.dtype, device=args.device, threads=args.threads, weights=args.weights)
     words: tokenizer.Tokenizer = tokenizer.NumberTokenizer() if args.ids else tokenizer.of_folder(folder)
     ids = np.array([words.encode(prompt)], np.int64)
     view = live.View(words.piece, model.config["mask_id"], ids.shape[1], sys.stderr) if args.show else None

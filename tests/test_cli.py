@@ -42,7 +42,7 @@ def remembered(tmp_path, monkeypatch):
 
     def measure(device, threads):
         measured.append((device, threads))
-        return {"bytes": 1e9 * len(measured), "float32": 1e10, "bfloat16": 4e10}
+        return {"bytes": 1e9 * len(measured), "float32": 1e10, "bfloat16": 4e10, "int8": 8e10}
 
     monkeypatch.setattr(_core, "ceilings", measure)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -57,7 +57,8 @@ def test_ceilings_are_measured_once(remembered, capsys):
     assert ceilings.ceilings(level, 2) == first and measured == [(f"cpu:{level}", 2)]
     assert cli.main(["info", "--ceilings", "--threads", "2"]) == 0  # asks for a fresh one
     out = capsys.readouterr().out
-    assert measured == [(f"cpu:{level}", 2)] * 2 and "2.0 GB/s read, 10 GFLOP/s float32, 40 GFLOP/s bfloat16" in out
+    assert measured == [(f"cpu:{level}", 2)] * 2
+    assert "2.0 GB/s read, 10 GFLOP/s float32, 40 GFLOP/s bfloat16, 80 GFLOP/s int8" in out
     assert ceilings.ceilings(level, 2).bytes == 2e9 != first.bytes
     assert ceilings.ceilings("c", 2).bytes == 3e9 and ceilings.ceilings(level, 2).bytes == 2e9  # each level has its own
     assert len(json.loads(path.read_text())) == 2
@@ -80,7 +81,7 @@ def test_ceilings_without_a_cache_folder(remembered):
 
 def test_ceilings_for_real():
     best = _core.ceilings("cpu", 1)
-    assert best.keys() == {"bytes", "float32", "bfloat16"} and min(best.values()) > 0
+    assert best.keys() == {"bytes", "float32", "bfloat16", "int8"} and min(best.values()) > 0
     with pytest.raises(ValueError, match="z80"):
         _core.ceilings("cpu:z80", 1)
 

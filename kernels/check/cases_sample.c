@@ -2,10 +2,11 @@
 #include <math.h>
 
 #include "../../csrc/rng.h"
+#include "../int8.h"
 #include "trial.h"
 
 enum { SAMPLE_LOGITS, SAMPLE_TOKEN, SAMPLE_SCORE, SAMPLE_PROB, SAMPLE_KEYS, SAMPLE_NOISE, SAMPLE_NOISE_ROWS };
-enum { HEAD_X, HEAD_W = SAMPLE_NOISE }; /* the others as above */
+enum { HEAD_X, HEAD_W = SAMPLE_NOISE, HEAD_SCALE }; /* the others as above; HEAD_SCALE: of int8 weights */
 
 typedef enum { PLAIN, TIES, PEAKED, FLAT, N_LOOKS } look; /* of the logits */
 
@@ -185,11 +186,22 @@ static const head_shape head_shapes[] = {
 };
 enum { N_HEAD_SHAPES = sizeof head_shapes / sizeof *head_shapes };
 
+static dllm_mat head_weights(const dllm_trial *t, void *const *at)
+{
+    dllm_mat w = dllm_trial_mat(t, HEAD_W, at, 0);
+    if (w.dtype != DLLM_I8) return w;
+    w.rows = t->config.vocab;
+    w.cols = t->config.dim;
+    w.stride = dllm_i8_stride(w.cols);
+    w.scale = at[HEAD_SCALE];
+    return w;
+}
+
 static void run_head(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
 {
     d->ops->head_predict(d, (int32_t *)at[SAMPLE_TOKEN] + first, (float *)at[SAMPLE_SCORE] + first,
                          (float *)at[SAMPLE_PROB] + first, dllm_trial_mat(t, HEAD_X, at, 0),
-                         dllm_trial_rows(t, HEAD_X, at, first, n), dllm_trial_mat(t, HEAD_W, at, 0), &t->how,
+                         dllm_trial_rows(t, HEAD_X, at, first, n), head_weights(t, at), &t->how,
                          (const dllm_key *)at[SAMPLE_KEYS] + first);
 }
 
@@ -203,15 +215,26 @@ static void fill_quarters(dllm_trial *t, int array, double scale)
     }
 }
 
+/* Sums of int8 products are exact anyway. */
+static void fill_head_i8(dllm_trial *t, const head_shape *s)
+{
+    const int64_t stride = dllm_i8_stride(s->k);
+    for (int64_t o = 0; o < s->vocab; o++) {
+        for (int64_t j = 0; j < s->k; j++)
+            dllm_trial_set(t, HEAD_W, 0, dllm_i8_at(stride, o, j), dllm_trial_below(t->checker, 255) - 127);
+        dllm_trial_set(t, HEAD_SCALE, 0, o, 0.02 / sqrt(s->k));
+    }
+}
+
 /* The logits of tokens that may not be drawn or scored are the greatest of some row. */
-static void choose_head_tokens(dllm_trial *t, const way *w, const head_shape *s)
+static void choose_head_tokens(dllm_trial *t, const way *w, const head_shape *s, bool greatest)
 {
     t->how.n_banned = w->banned < s->vocab ? w->banned : 0;
     t->how.n_unscored = w->unscored < s->vocab ? w->unscored : 0;
     for (int i = 0; i < 2; i++) {
         t->how.banned[i] = dllm_trial_below(t->checker, s->vocab);
         t->how.unscored[i] = (t->how.banned[0] + 1 + i) % s->vocab;
-        for (int64_t c = 0; s->n > 0 && c < s->k; c++) {
+        for (int64_t c = 0; greatest && s->n > 0 && c < s->k; c++) {
             const double x = dllm_trial_get(t, HEAD_X, dllm_trial_place(t, HEAD_X, i % s->n), c);
             if (i < w->banned) dllm_trial_set(t, HEAD_W, t->how.banned[i], c, x);
             if (i < w->unscored) dllm_trial_set(t, HEAD_W, t->how.unscored[i], c, x);
@@ -226,7 +249,7 @@ static void head_case(dllm_checker *k, const head_shape *s, const way *w, dllm_t
     dllm_trial_name(&t, "n %d k %d vocab %d%s%s %s %s x %s", (int)s->n, (int)s->k, (int)s->vocab, s->gap ? " strided" : "",
                     s->gathered ? " gathered" : "", w->name, dllm_trial_kind_name(x), dllm_trial_kind_name(weights));
     t.run = run_head;
-    t.excuse = near_tie;
+    t.excuse = weights == TRIAL_I8 ? NULL : near_tie; /* int8 products are the same everywhere */
     t.tolerance = 6; /* as of predict; seen: 2.1 */
     t.act = (dllm_dtype)x;
     t.config.dim = s->k;
@@ -239,13 +262,19 @@ static void head_case(dllm_checker *k, const head_shape *s, const way *w, dllm_t
     dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1);
     dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1);
     dllm_trial_add_shared(&t, TRIAL_IN, TRIAL_KEY, s->n + 1, 1);
-    dllm_trial_add(&t, TRIAL_IN, weights, s->vocab, s->k, s->k + s->gap);
+    if (weights == TRIAL_I8) {
+        dllm_trial_add(&t, TRIAL_IN, weights, 1, (int64_t)dllm_i8_tiles(s->vocab, s->k), 0);
+        dllm_trial_add(&t, TRIAL_IN, TRIAL_F32, 1, dllm_i8_up(s->vocab, DLLM_I8_PANEL), 0);
+    } else {
+        dllm_trial_add(&t, TRIAL_IN, weights, s->vocab, s->k, s->k + s->gap);
+    }
     if (s->gathered) dllm_trial_gather(&t, HEAD_X);
     else t.array[HEAD_X].first = dllm_trial_below(k, 3);
     fill_quarters(&t, HEAD_X, 1);
-    fill_quarters(&t, HEAD_W, 3 / sqrt(s->k));
+    if (weights == TRIAL_I8) fill_head_i8(&t, s);
+    else fill_quarters(&t, HEAD_W, 3 / sqrt(s->k));
     fill_keys(&t);
-    choose_head_tokens(&t, w, s);
+    choose_head_tokens(&t, w, s, weights != TRIAL_I8);
     for (int32_t i = 0; i < s->n; i++)
         dllm_trial_slack(&t, SAMPLE_SCORE, i, dllm_trial_epsilon(TRIAL_F32)); /* differences, logarithms near 0 */
     dllm_trial_end(&t);
@@ -259,6 +288,7 @@ void dllm_check_head_predict(dllm_checker *k)
             if (w->recorded || w->top_p < 1 || w->top_k > 0) continue;
             if (j % 9 != 4 && j % 9 != (i + j / 9) % 9) continue; /* bfloat16, and one other pair of dtypes */
             head_case(k, &head_shapes[i], w, dllm_trial_floats[j % 3], dllm_trial_floats[j / 3 % 3]);
+            if (j % 9 == 4) head_case(k, &head_shapes[i], w, dllm_trial_floats[j % 3], TRIAL_I8);
         }
     }
 }

@@ -52,6 +52,8 @@ static bool grant_tiles(void)
 #endif
 }
 
+static bool has_vnni(void) { return has(7, 0, 'c', 11); }
+
 static bool usable(dllm_x86_level level)
 {
     switch (level) {
@@ -60,9 +62,9 @@ static bool usable(dllm_x86_level level)
     case DLLM_X86_AVX512F:
         return saved(0xe6) && has(7, 0, 'b', 16) && has(7, 0, 'b', 17) && has(7, 0, 'b', 30) && has(7, 0, 'b', 31);
     case DLLM_X86_AVX512BF16:
-        return has(7, 1, 'a', 5);
+        return has(7, 1, 'a', 5) && has_vnni();
     case DLLM_X86_AMX:
-        return has(7, 0, 'd', 22) && has(7, 0, 'd', 24) && grant_tiles();
+        return has(7, 0, 'd', 22) && has(7, 0, 'd', 24) && has(7, 0, 'd', 25) && grant_tiles();
     }
     return false;
 }
@@ -84,15 +86,18 @@ static void build(void)
         tables[i].name = cpu.names[i] = names[i];
         tables[i].scratch = scratch;
         dllm_x86_rows(&tables[i], (dllm_x86_level)i);
-        dllm_x86_head(&tables[i], (dllm_x86_level)i);
+        dllm_x86_head(&tables[i], (dllm_x86_level)i, has_vnni());
         dllm_x86_keep(&tables[i], (dllm_x86_level)i);
-        dllm_x86_linear(&tables[i], (dllm_x86_level)i);
+        dllm_x86_linear(&tables[i], (dllm_x86_level)i, has_vnni());
         dllm_x86_attention(&tables[i], (dllm_x86_level)i);
         cpu.tables[i] = &tables[i];
     }
 }
 
-static dllm_burst *burst_of(int level, dllm_dtype t) { return level ? dllm_x86_burst((dllm_x86_level)level, t) : dllm_burst_c; }
+static dllm_burst *burst_of(int level, dllm_dtype t)
+{
+    return level ? dllm_x86_burst((dllm_x86_level)level, t, has_vnni()) : dllm_burst_c;
+}
 #else
 static void build(void) {}
 static dllm_burst *burst_of(int level, dllm_dtype t) { return dllm_burst_c; }

@@ -147,13 +147,14 @@ static void run(dllm_device *d, struct head h, dllm_product *multiply, dllm_mat 
     }
 HEAD_PREDICT(avx2, dllm_panel_read_avx2)
 HEAD_PREDICT(avx512f, dllm_panel_read_avx512f)
+HEAD_PREDICT(avx512vnni, dllm_panel_read_avx512f)
 HEAD_PREDICT(avx512bf16, dllm_panel_read_avx512f)
 HEAD_PREDICT(amx, dllm_panel_read_avx512f)
 
-void dllm_x86_head(dllm_ops *t, dllm_x86_level level)
+void dllm_x86_head(dllm_ops *t, dllm_x86_level level, bool vnni)
 {
     t->head_predict = level == DLLM_X86_AVX2         ? head_avx2
-                      : level == DLLM_X86_AVX512F    ? head_avx512f
+                      : level == DLLM_X86_AVX512F    ? (vnni ? head_avx512vnni : head_avx512f)
                       : level == DLLM_X86_AVX512BF16 ? head_avx512bf16
                                                      : head_amx;
 }

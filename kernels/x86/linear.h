@@ -67,7 +67,7 @@ size_t dllm_linear_amx_scratch(int threads, int64_t rows, int64_t k);
 
 /* A product as a level does it. */
 typedef void dllm_product(const struct product *p);
-dllm_product dllm_product_avx2, dllm_product_avx512f, dllm_product_avx512bf16, dllm_product_amx;
+dllm_product dllm_product_avx2, dllm_product_avx512f, dllm_product_avx512vnni, dllm_product_avx512bf16, dllm_product_amx;
 
 /* Records that the device's scratch is too small. */
 void dllm_linear_refuse(dllm_device *d, size_t needed);

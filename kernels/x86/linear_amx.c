@@ -15,7 +15,6 @@
 enum {
     EDGE = 32,                  /* rows of weights in a panel, tokens in a block, k in a step */
     STEP = 2048,                /* bytes of a step of a block: two tiles */
-    HOME = 4096,                /* bytes of a block's C tiles */
     STEPS = 16,                 /* of a piece: 32 KiB of weights in L1 */
     A_STRIDE = STEPS * 64 + 64, /* of a copied row of weights: rows begin in different sets of L1 */
     EARLY = 8,                  /* rows of the next piece fetched while a piece is copied; the others come while it is used */
@@ -111,27 +110,6 @@ VEC void multiply(const char *a, int64_t stride, const char *b, int64_t steps, s
     }
 }
 
-/* C tiles of one block go home and those of the next come, one by one, so that the unit never waits for all of them. */
-VEC void exchange(char *done, const char *next, const bool leave, const bool come)
-{
-#define EXCHANGE(tile)                                                                                                             \
-    if (leave) _tile_stored(tile, done + tile * 1024, 64);                                                                         \
-    if (come) _tile_loadd(tile, next + tile * 1024, 64);                                                                           \
-    else _tile_zero(tile)
-    EXCHANGE(0);
-    EXCHANGE(1);
-    EXCHANGE(2);
-    EXCHANGE(3);
-}
-
-static void turn(char *done, char *next, bool fresh)
-{
-    if (done && fresh) exchange(done, next, true, false);
-    else if (done) exchange(done, next, true, true);
-    else if (fresh) exchange(done, next, false, false);
-    else exchange(done, next, false, true);
-}
-
 VEC void transpose_tile(char *to, const char *from)
 {
     __m512i r[16];
@@ -211,12 +189,12 @@ static void run_piece(const struct pass *s, int64_t panel, int64_t piece, int64_
         const char *b = packed_at(s, piece, b0 + i);
         const int64_t row = w.ahead.rows * i / blocks, rows = w.ahead.rows * (i + 1) / blocks - row;
         const struct ahead ahead = { w.ahead.w + row * w.ahead.stride, w.ahead.stride, rows };
-        turn(i ? home - HOME : NULL, home, piece == 0);
+        turn_sums(i ? home - HOME : NULL, home, piece == 0);
         if (last && i) store_block(s, home - HOME, b0 + i - 1, panel, own.sunk);
         if (halves(s, b0 + i)) multiply(w.a, w.stride, b, steps, ahead, true);
         else multiply(w.a, w.stride, b, steps, ahead, false);
     }
-    turn(homes + (blocks - 1) * HOME, NULL, true);
+    turn_sums(homes + (blocks - 1) * HOME, NULL, true);
     if (last) store_block(s, homes + (blocks - 1) * HOME, b1 - 1, panel, own.sunk);
 }
 

@@ -57,9 +57,28 @@ static void head_predict(dllm_device *d, int32_t *token, float *score, float *pr
     predict(d, token, score, prob, x, rows.n, how, keys, NULL, NULL);
 }
 
-static const dllm_ops counting = { DLLM_OPS_ABI, "counting", alloc_lazily, free_it,      sync_nothing, scratch, embed,  rmsnorm,
-                                   linear,       rope,       attend,       attend_delta, copy,         replace, cosine, importance,
-                                   swiglu,       add,        guide,        predict,      head_predict, nll };
+static const dllm_ops counting = { .abi = DLLM_OPS_ABI,
+                                   .name = "counting",
+                                   .alloc = alloc_lazily,
+                                   .free = free_it,
+                                   .sync = sync_nothing,
+                                   .scratch = scratch,
+                                   .embed = embed,
+                                   .rmsnorm = rmsnorm,
+                                   .linear = linear,
+                                   .rope = rope,
+                                   .attend = attend,
+                                   .attend_delta = attend_delta,
+                                   .copy = copy,
+                                   .replace = replace,
+                                   .cosine = cosine,
+                                   .importance = importance,
+                                   .swiglu = swiglu,
+                                   .add = add,
+                                   .guide = guide,
+                                   .predict = predict,
+                                   .head_predict = head_predict,
+                                   .nll = nll };
 
 static const dllm_config llada = { .family = DLLM_LLADA,
                                    .layers = 32,

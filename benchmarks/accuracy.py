@@ -3,7 +3,8 @@
 Runs the tiny trained models of the package on the puzzles of tiny_tasks.py, in ragged batches through the public functions. For
 every setting: the share of answers that are right, task by task and in all, with 95 % Wilson intervals over all puzzles and seeds,
 and multiply-adds (two each) and passes. Puzzles with many right answers are drawn at temperature 1 and checked against themselves.
-Dream's own schedule decides two tokens in a block's last step; in blocks of 16 these are seldom two that must agree.
+Dream's own schedule may write a block's first row late, and that row leans on a state that Sparse-dLLM leaves stale: Dream is
+decoded by Sparse-dLLM's own rule, which writes it first, with some rows by the official schedule to compare.
 Writes benchmarks/results/accuracy-FAMILY.md, .json and, if matplotlib is there, .png.
 """
 
@@ -14,7 +15,7 @@ import math
 import pathlib
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from dllm_fast.caches import DLLMCache, DyLLM, SparseDLLM
 
 HERE = pathlib.Path(__file__).parent
 DATA = pathlib.Path(dllm_fast.__file__).parent / "data"
+RULES = {"official": None, "sparse-dllm": "sparse-dllm", "dyllm": "dyllm"}
+DEFAULT_RULE = {"llada": "official", "dream": "sparse-dllm"}
 
 
 @dataclass(frozen=True)
@@ -42,31 +45,55 @@ class Setting:
         return f"{self.method} {self.options}".strip()
 
 
-def settings(family: str) -> list[Setting]:
-    """Every method over a range of what it lets one choose, at one token a step; then at four a step and with a threshold."""
+def settings(family: str, rule: str) -> list[Setting]:
+    """Every method over a range of what it lets one choose, at one token a step; then several a step, then with a threshold."""
     none = [Setting("none")]
     dllm = [
         Setting("dllm-cache", f"{p}/{a}/{share:g}", DLLMCache(p, a, share))
         for p, a, share in ((8, 2, 0.25), (16, 4, 0.25), (50, 7, 0.5), (50, 7, 0.25), (50, 7, 0.0), (50, 50, 0.25), (50, 50, 0.0))
     ]
     sparse = [Setting("sparse-dllm", f"{share:g}/3", SparseDLLM(share, 3)) for share in (1.0, 0.8, 0.65, 0.5, 0.35, 0.2, 0.0)]
-    dyllm = [
-        Setting("dyllm", f"{tau:g}", DyLLM(tau)) for tau in (0.9999, 0.999, DyLLM.default(family).tau, 0.98, 0.95, 0.9, 0.7, 0.0)
+    several = [
+        Setting(name, f"{tag}{each} a step", cache, each) for each in (2, 4, 8) for name, tag, cache in representatives(family)
     ]
-    methods = none + dllm + sparse + dyllm
-    defaults = [("none", None), *((kind.name, kind.default(family)) for kind in (DLLMCache, SparseDLLM, DyLLM))]
-    several = [Setting(name, f"{each} a step", cache, each) for each in (2, 4, 8) for name, cache in defaults]
-    sure = [Setting(name, "threshold 0.9", cache, 1, {"threshold": 0.9}) for name, cache in defaults]
-    return methods + several + sure
+    sure = [Setting(name, f"{tag}threshold 0.9", cache, 1, {"threshold": 0.9}) for name, tag, cache in representatives(family)]
+    rows = none + dllm + sparse + dyllm_settings(family) + several + sure
+    if rule == "dyllm":  # one open block, which Sparse-dLLM cannot have
+        return [setting for setting in rows if setting.method != "sparse-dllm"]
+    if family == "dream" and rule != "official":
+        kinds = [*representatives(family), ("sparse-dllm", "1/3 ", SparseDLLM(1.0, 3))]
+        rows += [Setting(name, f"{tag}official schedule", cache, 1, {"rule": None}) for name, tag, cache in kinds]
+    return rows
+
+
+def dyllm_settings(family: str) -> list[Setting]:
+    """Thresholds; then what the default gains by full steps now and then, and by the two options the paper does not have."""
+    default = DyLLM.default(family)
+    taus = (0.9999, 0.999, default.tau, 0.98, 0.95, 0.9, 0.7, 0.0)
+    refreshed = [Setting("dyllm", f"{default.tau:g} refresh {n}", replace(default, refresh_interval=n)) for n in (4, 8)]
+    kept = [Setting("dyllm", f"{default.tau:g} keep_seed", replace(default, keep_seed=True))]
+    both = [Setting("dyllm", f"{tau:g} keep_seed seed_all", careful(tau)) for tau in (default.tau, 0.95, 0.9)]
+    return [Setting("dyllm", f"{tau:g}", DyLLM(tau)) for tau in taus] + refreshed + kept + both
+
+
+def careful(tau: float) -> DyLLM:
+    return DyLLM(tau, keep_seed=True, seed_all=True)
+
+
+def representatives(family: str) -> list[tuple[str, str, Any]]:
+    """(method, words, cache): the uncached run, every method at its default, and DyLLM with its two options."""
+    defaults = [(kind.name, "", kind.default(family)) for kind in (DLLMCache, SparseDLLM, DyLLM)]
+    return [("none", "", None), *defaults, ("dyllm", "keep_seed seed_all ", careful(DyLLM.default(family).tau))]
 
 
 # ---- running --------------------------------------------------------------------------------------------------------------------
 
 
-def answer(model: Any, prompts: list[np.ndarray], setting: Setting, block: int, free: bool, seed: int) -> Any:
+def answer(model: Any, prompts: list[np.ndarray], setting: Setting, rule: str, block: int, free: bool, seed: int) -> Any:
     """(answers [n, ANSWER], stats) of one ragged batch."""
     steps = tasks.ANSWER // setting.each
     options = {"steps": steps, "block_length": block, "temperature": float(free), "seed": seed, "cache": setting.cache}
+    options["rule"] = RULES[rule]
     if model.config["family"] == "llada":
         out = model.generate(prompts, gen_length=tasks.ANSWER, return_dict=True, **(options | setting.decoding))
     else:
@@ -75,7 +102,7 @@ def answer(model: Any, prompts: list[np.ndarray], setting: Setting, block: int, 
     return np.stack([np.asarray(row)[-tasks.ANSWER :] for row in out.sequences]), out.stats
 
 
-def measure(model: Any, setting: Setting, count: int, seeds: int, block: int) -> dict:
+def measure(model: Any, setting: Setting, rule: str, count: int, seeds: int, block: int) -> dict:
     """A row of the table: right answers by task, and the mean cost of a sequence."""
     row = {"label": setting.label, "method": setting.method, "right": dict.fromkeys(tasks.TASKS, 0), "count": count * seeds}
     cost = dict.fromkeys(("flops", "flops_uncached", "forwards", "seconds"), 0.0)
@@ -85,7 +112,7 @@ def measure(model: Any, setting: Setting, count: int, seeds: int, block: int) ->
             sets = {name: tasks.puzzles(name, count, 1000 + seed) for name in names}
             prompts = [prompt.astype(np.int32) for name in names for prompt in sets[name][0]]
             start = time.perf_counter()
-            answers, stats = answer(model, prompts, setting, block, free, seed)
+            answers, stats = answer(model, prompts, setting, rule, block, free, seed)
             cost["seconds"] += time.perf_counter() - start
             for key in ("flops", "flops_uncached"):
                 cost[key] += stats[key]
@@ -118,10 +145,11 @@ def table(rows: list[dict], facts: dict) -> str:
         f"# Accuracy and cost: the tiny {facts['family']} model",
         "",
         f"{facts['count']} puzzles a task ({facts['seeds']} seeds), {tasks.ANSWER} tokens in blocks of {facts['block']}, one token",
-        "a step unless it says otherwise. Right answers in per cent with 95 % Wilson intervals.",
+        f"a step unless it says otherwise, decoding rule: {facts['rule']}. Right answers in per cent with 95 % Wilson intervals.",
         f"{facts['when']}, {facts['machine']}.",
         "",
-        "dllm-cache: prompt interval / answer interval / share; sparse-dllm: share kept / pool; dyllm: tau.",
+        "dllm-cache: prompt interval / answer interval / share; sparse-dllm: share kept / pool; dyllm: tau; refresh: its",
+        "refresh_interval.",
         "Options that are not named are the method's default for the family.",
         "",
         *("| " + " | ".join(line) + " |" for line in (head, ["---", *["---:"] * (len(head) - 1)])),
@@ -171,6 +199,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=64, help="puzzles a task and seed")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--block", type=int, default=16, help="block length")
+    parser.add_argument("--rule", choices=RULES, help="decoding rule; default: official for llada, sparse-dllm for dream")
     parser.add_argument("--only", default="", help="only methods whose name starts so")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", default=str(HERE / "results"))
@@ -179,13 +208,14 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for family in ("llada", "dream") if args.family == "both" else (args.family,):
         model = dllm_fast.load(args.model or DATA / f"{family}-tiny", threads=args.threads)
+        rule = args.rule or DEFAULT_RULE[family]
         machine = f"{platform.machine()}, {model.backend}, {model.dtype}, {model.threads} threads"
         facts = {"family": family, "count": args.count * args.seeds, "seeds": args.seeds, "block": args.block, "machine": machine}
-        facts |= {"when": datetime.date.today().isoformat(), "version": dllm_fast.__version__}
+        facts |= {"when": datetime.date.today().isoformat(), "version": dllm_fast.__version__, "rule": rule}
         rows = []
-        for setting in settings(family):
+        for setting in settings(family, rule):
             if setting.method.startswith(args.only):
-                rows.append(measure(model, setting, args.count, args.seeds, args.block))
+                rows.append(measure(model, setting, rule, args.count, args.seeds, args.block))
                 right, count = summed(rows[-1])
                 print(f"{family} {rows[-1]['label']}: {_percent(right, count)} at {rows[-1]['flops'] / 1e6:.1f} MFLOP", flush=True)
         text = table(rows, facts)

@@ -1,31 +1,39 @@
 """Does a caching method pay, and where does it not? Every method at the papers' geometry, against the uncached run.
 
-    python benchmarks/methods.py [--family llada|dream] [--layers 2] [--prompts 64,512,1024,4096]
+    python benchmarks/methods.py [--family llada|dream] [--layers 2] [--prompts 64,512,1024,4096] [--batch 1]
 
 A model of the layer shapes of LLaDA-8B or Dream-7B (few layers, random bfloat16 weights, the real vocabulary) answers 256 tokens in
 blocks of 32, one token a step. Methods run to the end; of the uncached run a few steps are timed, since all cost the same. Writes
 benchmarks/results/methods-<family>-<date>.md and .json. With random weights every row's context turns quickly, so DyLLM's salient
 set, which is data, is stated beside its time.
+
+A second table says where the time of a step goes. The limit is the speed-up that this machine allows a method: the uncached step's
+time over the floor of the method's own step, which is its stages' floors summed: max(bytes / bandwidth, operations / peak), of the
+ceilings that `dllm-fast info --ceilings` measures.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from make_model import make
 
 import dllm_fast
+from dllm_fast import ceilings
 from dllm_fast.bench import machine
 
 ANSWER, BLOCK, UNCACHED_STEPS = 256, 32, 4
 
 
-def measure(model: dllm_fast.Model, prompt: np.ndarray, cache: str | None, most: int = ANSWER) -> dict[str, float]:
-    """Seconds and operations a step, over the first `most` steps."""
+def measure(model: dllm_fast.Model, prompt: np.ndarray, cache: str | None, most: int = ANSWER) -> dict[str, Any]:
+    """Seconds and operations a step, over the first `most` steps; the seconds also by stage."""
     options = {"max_new_tokens": ANSWER, "alg": "entropy"} if model.config["family"] == "dream" else {"gen_length": ANSWER}
     seen: list[dllm_fast.Step] = []
 
@@ -39,13 +47,15 @@ def measure(model: dllm_fast.Model, prompt: np.ndarray, cache: str | None, most:
     else:
         out = model.generate(prompt, return_dict=True, **options)
     s, n = out.stats, len(seen)
-    layers = model.config["layers"]
+    layers, best = model.config["layers"], ceilings.ceilings(model.backend, model.threads)
     return {
         "seconds": s["seconds"] / n,
         "gflop": s["flops"] / n / 1e9,
+        "floor_seconds": ceilings.floor(s["stages"], best, ceilings.product_dtype(model)) / n,
         "ffn_rows": s["rows"]["ffn"] / n / layers,
         "cache_mb": s["cache_bytes"] / 1e6,
         "peak_mb": (s["peak_bytes"] - s["weight_bytes"]) / 1e6,
+        "stages": {name: {what: value / n for what, value in cost.items()} for name, cost in s["stages"].items()},
     }
 
 
@@ -54,6 +64,7 @@ def main() -> None:
     p.add_argument("--family", choices=("llada", "dream"), default="llada")
     p.add_argument("--layers", type=int, default=2)
     p.add_argument("--prompts", default="64,512,1024,4096")
+    p.add_argument("--batch", type=int, default=1, help="so many prompts at once, of one length")
     p.add_argument("--threads", type=int)
     args = p.parse_args()
 
@@ -62,40 +73,62 @@ def main() -> None:
     random = np.random.default_rng(0)
     rows = []
     for length in map(int, args.prompts.split(",")):
-        prompt = random.integers(0, 100_000, (1, length))
+        prompt = random.integers(0, 100_000, (args.batch, length))
         uncached = measure(model, prompt, None, UNCACHED_STEPS)
-        rows.append({"prompt": length, "cache": "uncached", **uncached, "time_ratio": 1.0, "flops_ratio": 1.0})
+        rows.append({"prompt": length, "cache": "uncached", **uncached, **compared(uncached, uncached)})
         for cache in ("dllm-cache", "sparse-dllm", "dyllm"):
             mine = measure(model, prompt, cache)
-            ratios = {"time_ratio": uncached["seconds"] / mine["seconds"], "flops_ratio": uncached["gflop"] / mine["gflop"]}
-            rows.append({"prompt": length, "cache": cache, **mine, **ratios})
+            rows.append({"prompt": length, "cache": cache, **mine, **compared(uncached, mine)})
         for row in rows[-4:]:
             print(line(row), flush=True)
-    report(args, rows)
+    report(args, rows, model)
 
 
-HEADER = "| prompt | method | ms a step | faster | fewer operations | rows through the FFN | cache MB | all but weights MB |"
+def compared(uncached: dict[str, Any], mine: dict[str, Any]) -> dict[str, float]:
+    return {
+        "time_ratio": uncached["seconds"] / mine["seconds"],
+        "flops_ratio": uncached["gflop"] / mine["gflop"],
+        "limit": uncached["seconds"] / mine["floor_seconds"],
+    }
+
+
+HEADER = "| prompt | method | ms a step | faster | limit | fewer operations | FFN rows | cache MB | all but weights MB |"
+STAGES = "| prompt | method | " + " | ".join(ceilings.GROUPS) + " |"
 
 
 def line(r: dict) -> str:
     return (
-        f"| {r['prompt']} | {r['cache']} | {r['seconds'] * 1e3:.1f} | {r['time_ratio']:.2f} x | {r['flops_ratio']:.2f} x "
-        f"| {r['ffn_rows']:.0f} | {r['cache_mb']:.1f} | {r['peak_mb']:.0f} |"
+        f"| {r['prompt']} | {r['cache']} | {r['seconds'] * 1e3:.1f} | {r['time_ratio']:.2f} x | {r['limit']:.1f} x "
+        f"| {r['flops_ratio']:.2f} x | {r['ffn_rows']:.0f} | {r['cache_mb']:.1f} | {r['peak_mb']:.0f} |"
     )
 
 
-def report(args: argparse.Namespace, rows: list[dict]) -> None:
+def stages_line(r: dict) -> str:
+    """Milliseconds a step, by groups of stages."""
+    groups = ceilings.grouped(r["stages"]).values()
+    return f"| {r['prompt']} | {r['cache']} | " + " | ".join(f"{seconds * 1e3:.2f}" for seconds in groups) + " |"
+
+
+def table(header: str, lines: Iterable[str]) -> str:
+    return "\n".join([header, "|---" * (header.count("|") - 1) + "|", *lines])
+
+
+def report(args: argparse.Namespace, rows: list[dict], model: dllm_fast.Model) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     where = machine() | {"commit": commit}
     shape = {"llada": "LLaDA-8B", "dream": "Dream-7B"}[args.family]
     about = f"{args.layers} layers of {shape}, bfloat16, random weights; answer {ANSWER}, block {BLOCK}, one token a step"
+    about += f"; {args.batch} sequences at once" if args.batch > 1 else ""
+    best = ceilings.ceilings(model.backend, model.threads)
     folder = pathlib.Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
-    path = folder / f"methods-{args.family}-{time.strftime('%Y-%m-%d')}"
-    table = "\n".join([HEADER, "|---" * 8 + "|", *map(line, rows)])
-    text = f"{about}\n\n{where['cpu']}, {where['date']}, commit {commit}\n\n{table}\n"
+    batch = f"-batch{args.batch}" if args.batch > 1 else ""
+    path = folder / f"methods-{args.family}{batch}-{time.strftime('%Y-%m-%d')}"
+    text = f"{about}\n\n{where['cpu']} ({best}), {where['date']}, commit {commit}\n\n{table(HEADER, map(line, rows))}\n"
+    text += f"\nMilliseconds a step, by stage:\n\n{table(STAGES, map(stages_line, rows))}\n"
     path.with_suffix(".md").write_text(text, encoding="utf-8")
-    path.with_suffix(".json").write_text(json.dumps({"about": about, **where, "rows": rows}, indent=1) + "\n")
+    result = {"about": about, **where, "ceilings": dataclasses.asdict(best), "rows": rows}
+    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

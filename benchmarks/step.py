@@ -65,18 +65,21 @@ def ours(model: Any, prompt: np.ndarray, family: str) -> Contestant:
     return Contestant("dllm_fast", step)
 
 
-def torch_contestants(folder: pathlib.Path, prompt: np.ndarray, family: str) -> list[Contestant]:
-    """The official step, and the same without its waste."""
+def torch_model(folder: pathlib.Path, family: str, dtype: Any = None) -> tuple[Any, Any]:
+    """(the module with the official loop, the model); dtype: torch's, if not the checkpoint's."""
+    if family == "llada":
+        import torch_llada
+
+        return torch_llada, torch_llada.TorchLLaDA(folder, dtype)
+    import torch_dream
+
+    return torch_dream, torch_dream.TorchDream(folder, dtype)
+
+
+def torch_contestants(rival: Any, model: Any, prompt: np.ndarray, family: str) -> list[Contestant]:
+    """The official step, and the same without its waste. rival: the module whose loop the model runs in."""
     import torch
 
-    if family == "llada":
-        import torch_llada as rival
-
-        model = rival.TorchLLaDA(folder)
-    else:
-        import torch_dream as rival
-
-        model = rival.TorchDream(folder)
     x = torch.nn.functional.pad(torch.from_numpy(prompt).long()[None], (0, ANSWER), value=model.mask_id)
     end = len(prompt) + BLOCK if family == "llada" else len(prompt) + ANSWER
 
@@ -124,7 +127,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     load_seconds, model = timed(lambda: dllm_fast.load(folder, device="cpu", threads=args.threads))
     prompt = np.random.default_rng(0).integers(0, 100_000, args.length - ANSWER).astype(np.int32)
     mine = ours(model, prompt, args.family)
-    contestants = [mine, *torch_contestants(folder, prompt, args.family)]
+    contestants = [mine, *torch_contestants(*torch_model(folder, args.family), prompt, args.family)]
     gc.collect()
     for turn in range(args.repeats + 1):
         for c in contestants:

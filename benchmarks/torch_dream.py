@@ -4,11 +4,12 @@ Uncached, greedy, entropy or any other confidence over the whole answer. The net
 its biases, its rotation in the model's dtype, and logits that belong to the position after them.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch_llada import TorchLLaDA
+from torch_llada import TorchLLaDA, surest
 
 DREAM_NAMES = {
     "embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head", "layer": "model.layers.{}.",
@@ -37,10 +38,19 @@ def negative_entropy(p: torch.Tensor) -> torch.Tensor:
 
 
 def predict_all(model: TorchDream, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x0, confidence) of the masks as the official loop has them: logits of every position, shifted, then those of the masks."""
-    z = shifted(model.logits(model.hidden(x)))[x == model.mask_id]
-    p = F.softmax(z, -1)
-    return p.max(-1).indices, negative_entropy(p)
+    """(x0, confidence) of the masks as the official loop has them: logits of every row there is, shifted, then those of the masks.
+
+    Masks that a caching method left out of this pass have the confidence -inf.
+    """
+    rows, first = model.window(x)
+    masked = x == model.mask_id
+    inside = torch.zeros_like(masked)
+    inside[:, first : first + rows.shape[1]] = True
+    p = F.softmax(shifted(model.logits(rows))[masked[:, first : first + rows.shape[1]]], -1)
+    seen, n = inside[masked], int(masked.sum())
+    token, score = torch.zeros(n, dtype=x.dtype), torch.full((n,), -torch.inf, dtype=p.dtype)
+    token[seen], score[seen] = p.max(-1).indices, negative_entropy(p)
+    return token, score
 
 
 def predict_candidates(model: TorchDream, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,28 +60,37 @@ def predict_candidates(model: TorchDream, x: torch.Tensor) -> tuple[torch.Tensor
     return p.max(-1).indices, negative_entropy(p)
 
 
-@torch.inference_mode()
-def generate(
+def denoise(
     model: TorchDream,
     prompt: torch.Tensor,
     steps: int = 512,
     max_new_tokens: int = 20,
     eps: float = 1e-3,
+    block_length: int | None = None,
     predict: Any = predict_all,
-) -> torch.Tensor:
-    """Dream's loop with alg="entropy": a time schedule says how many masks are revealed a step, on the average of the batch."""
+) -> Iterator[torch.Tensor]:
+    """Dream's loop with alg="entropy", the ids after every step. A time schedule says how many masks are revealed, on the average
+    of the batch. The official loop has one block, the whole answer."""
     x = F.pad(prompt, (0, max_new_tokens), value=model.mask_id)
-    t = torch.linspace(1, eps, steps + 1)
-    for i in range(steps):
-        masked = x == model.mask_id
-        if not masked.any():
-            break
-        token, score = predict(model, x)
-        share = 1 - t[i + 1] / t[i] if i < steps - 1 else 1.0
-        n = int(masked.sum() / x.shape[0] * share)
-        confidence, x0 = torch.full(x.shape, -torch.inf, dtype=score.dtype), x.clone()
-        confidence[masked], x0[masked] = score, token
-        if n:
-            at = torch.topk(confidence, n).indices
-            x.scatter_(1, at, x0.gather(1, at))
-    return x
+    block = block_length or max_new_tokens
+    per_block = steps // (max_new_tokens // block)
+    t = torch.linspace(1, eps, per_block + 1)
+    for end in range(prompt.shape[1] + block, x.shape[1] + 1, block):
+        for i in range(per_block):
+            masked, open_ = x == model.mask_id, torch.arange(x.shape[1]) < end
+            token, score = predict(model, x)
+            share = 1 - t[i + 1] / t[i] if i < per_block - 1 else 1.0
+            n = int((masked & open_).sum() / x.shape[0] * share)
+            confidence, x0 = torch.full(x.shape, -torch.inf, dtype=score.dtype), x.clone()
+            confidence[masked], x0[masked] = score, token
+            if n:
+                at = surest(torch.where(open_, confidence, -torch.inf), n)
+                x = x.scatter(1, at, x0.gather(1, at))
+            yield x
+
+
+@torch.inference_mode()
+def generate(model: TorchDream, prompt: torch.Tensor, **options: Any) -> torch.Tensor:
+    """The ids after the last step; options: those of denoise."""
+    *_, last = denoise(model, prompt, **options)
+    return last

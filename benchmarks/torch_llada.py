@@ -8,6 +8,7 @@ Uncached, greedy, no guidance. Linear layers are F.linear, attention is F.scaled
 import json
 import pathlib
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -93,20 +94,30 @@ class TorchLLaDA:
         for i in range(self.layers):
             at = self.names["layer"].format(i)
             x = x + self.attention(self.rms_norm(x, at + self.names["attn_norm"]), i, tables)
-            m = self.rms_norm(x, at + self.names["ffn_norm"])
-            x = x + self.linear(F.silu(self.linear(m, i, "gate")) * self.linear(m, i, "up"), i, "down")
+            x = x + self.ffn(x, i)
         return self.rms_norm(x, self.names["norm"])
+
+    def ffn(self, x: torch.Tensor, layer: int) -> torch.Tensor:
+        m = self.rms_norm(x, self.names["layer"].format(layer) + self.names["ffn_norm"])
+        return self.linear(F.silu(self.linear(m, layer, "gate")) * self.linear(m, layer, "up"), layer, "down")
+
+    def window(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """(hidden rows, position of the first): all of them here, fewer where a caching method leaves the others out."""
+        return self.hidden(ids), 0
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return F.linear(hidden, self.head)
 
 
 def predict_all(model: TorchLLaDA, x: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x0, confidence) [B, L] as the official loop has them: logits and softmax of every position, in the logits' dtype."""
-    logits = model.logits(model.hidden(x))
-    x0 = torch.argmax(logits, -1)
-    p = F.softmax(logits, -1).gather(-1, x0[..., None])[..., 0]
-    return x0, torch.where((x == model.mask_id) & (torch.arange(x.shape[1]) < end), p, -torch.inf)
+    """(x0, confidence) [B, L] as the official loop has them: logits and softmax of every row there is, in the logits' dtype."""
+    rows, first = model.window(x)
+    logits = model.logits(rows)
+    token = torch.argmax(logits, -1)
+    p = F.softmax(logits, -1).gather(-1, token[..., None])[..., 0]
+    around = (first, x.shape[1] - first - token.shape[1])
+    x0, confidence = F.pad(token, around), F.pad(p, around, value=-torch.inf)
+    return x0, torch.where((x == model.mask_id) & (torch.arange(x.shape[1]) < end), confidence, -torch.inf)
 
 
 def predict_candidates(model: TorchLLaDA, x: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,25 +130,29 @@ def predict_candidates(model: TorchLLaDA, x: torch.Tensor, end: int) -> tuple[to
     return x0, confidence
 
 
+def surest(confidence: torch.Tensor, n: int) -> torch.Tensor:
+    """torch.topk's indices, but of equals always the first."""
+    return torch.sort(confidence, stable=True, descending=True).indices[..., :n]
+
+
 def reveal(x: torch.Tensor, x0: torch.Tensor, confidence: torch.Tensor, quota: list[int]) -> torch.Tensor:
     """x with the quota of every row taken from x0, surest first."""
     out = x.clone()
     for b, n in enumerate(quota):
-        at = torch.topk(confidence[b], n).indices
+        at = surest(confidence[b], n)
         out[b, at] = x0[b, at]
     return out
 
 
-@torch.inference_mode()
-def generate(
+def denoise(
     model: TorchLLaDA,
     prompt: torch.Tensor,
     steps: int = 128,
     gen_length: int = 128,
     block_length: int = 128,
     predict: Any = predict_all,
-) -> torch.Tensor:
-    """LLaDA's loop: blocks from left to right, an even share of a block's masks a step."""
+) -> Iterator[torch.Tensor]:
+    """LLaDA's loop, the ids after every step: blocks from left to right, an even share of a block's masks a step."""
     x = F.pad(prompt, (0, gen_length), value=model.mask_id)
     per_block = steps // (gen_length // block_length)
     for end in range(prompt.shape[1] + block_length, x.shape[1] + 1, block_length):
@@ -145,4 +160,11 @@ def generate(
         for i in range(per_block):
             x0, confidence = predict(model, x, end)
             x = reveal(x, x0, confidence, [m // per_block + (i < m % per_block) for m in masks])
-    return x
+            yield x
+
+
+@torch.inference_mode()
+def generate(model: TorchLLaDA, prompt: torch.Tensor, **options: Any) -> torch.Tensor:
+    """The ids after the last step; options: those of denoise."""
+    *_, last = denoise(model, prompt, **options)
+    return last

@@ -1,4 +1,4 @@
-"""Trains the tiny models of the package: python benchmarks/train_tiny.py --family llada --out DIR --minutes 30
+"""Trains the tiny models of the package: python benchmarks/train_tiny.py --family llada --out DIR --steps 11000
 
 One thread of a CPU, the puzzles of tiny_tasks.py, the masked diffusion loss: a share t of the answer is masked, t uniform in 0..1,
 or a share of a block of it and all that follows, as when an answer is written block by block; the model fills it in. The folder is

@@ -1,6 +1,6 @@
 /* checkpoint.c: a Hugging Face folder -> config and weights, all of them views of mapped files. Only headers are read here, so a
  * folder of any size opens at once, and only pages that a kernel touches are ever loaded. */
-#define _XOPEN_SOURCE 700 /* realpath */
+#define _DEFAULT_SOURCE /* realpath, madvise */
 #include "checkpoint.h"
 
 #include <errno.h>
@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "safetensors.h"
@@ -241,3 +242,28 @@ const dllm_config *dllm_checkpoint_config(const dllm_checkpoint *c) { return &c-
 const dllm_weights *dllm_checkpoint_weights(const dllm_checkpoint *c) { return &c->weights; }
 
 size_t dllm_checkpoint_bytes(const dllm_checkpoint *c) { return c->bytes; }
+
+/* ---- for copies of the weights ------------------------------------------------------------------------------------------------ */
+int dllm_checkpoint_sources(const dllm_checkpoint *c, char **out)
+{
+    enum { NUMBERS = 64 };
+    size_t room = 1;
+    for (int i = 0; i < c->n_shards; i++) room += strlen(c->shards[i].name) + NUMBERS;
+    char *text = *out = calloc(1, room);
+    FAIL_IF(!text, DLLM_E_MEMORY, "out of memory: the names of %d files", c->n_shards);
+    for (int i = 0; i < c->n_shards; i++) {
+        const dllm_map *map = &c->shards[i].file.map;
+        text +=
+            snprintf(text, room - (size_t)(text - *out), "%s %zu %lld\n", c->shards[i].name, map->size, (long long)map->changed);
+    }
+    return 0;
+}
+
+void dllm_checkpoint_let_go(const dllm_checkpoint *c, const dllm_mat *m)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)m->data,
+                    end = first + (size_t)(m->rows * m->stride) * dllm_dtype_size(m->dtype);
+    const uintptr_t from = (first + page - 1) / page * page, to = end / page * page;
+    if (from < to)
+        madvise((void *)from, to - from, MADV_DONTNEED); /* mapped and never written: a later reader reads the file again */
+}

@@ -10,11 +10,13 @@
 #include "checkpoint.h"
 #include "json.h"
 
-static const char *const dtype_names[] = { [DLLM_F32] = "float32", [DLLM_BF16] = "bfloat16", [DLLM_F16] = "float16" };
+static const char *const dtype_names[] = {
+    [DLLM_F32] = "float32", [DLLM_BF16] = "bfloat16", [DLLM_F16] = "float16", [DLLM_I8] = "int8"
+};
 
-size_t dllm_dtype_size(dllm_dtype t) { return t == DLLM_F32 ? 4 : 2; }
+size_t dllm_dtype_size(dllm_dtype t) { return t == DLLM_F32 ? 4 : t == DLLM_I8 ? 1 : 2; }
 
-const char *dllm_dtype_name(dllm_dtype t) { return (unsigned)t <= DLLM_F16 ? dtype_names[t] : "unknown dtype"; }
+const char *dllm_dtype_name(dllm_dtype t) { return (unsigned)t <= DLLM_I8 ? dtype_names[t] : "unknown dtype"; }
 
 /* ---- fields ---------------------------------------------------------------------------------------------------------------- */
 typedef struct {

@@ -34,7 +34,7 @@ static bool guidance_due(const dllm_session *s)
 int dllm_session_forward(dllm_session *s)
 {
     FAIL_IF(s->forwarded, DLLM_E_VALUE, "forward was called twice: decide comes between");
-    const double start = dllm_seconds();
+    dllm_begin(s, DLLM_STAGE_PLAN);
     const bool guided = guidance_due(s);
     TRY(dllm_ask(s));
     /* An uncached pass that nobody reads would leave no trace. */
@@ -42,7 +42,7 @@ int dllm_session_forward(dllm_session *s)
     if (guided && s->residual.data) dllm_keep_residual(s);
     TRY(dllm_check_device(s));
     s->forwarded = true;
-    s->stats.seconds += dllm_seconds() - start;
+    dllm_finish(s);
     return 0;
 }
 
@@ -77,6 +77,7 @@ static void run_round(dllm_session *s, head_round *r, dllm_mat given, const void
 {
     if (given.data) given_logits(s, given, r->which, r->n);
     else dllm_head(s, (dllm_rows){ .idx = r->rows, .n = r->n });
+    dllm_count_logits(s, r->n, 1);
     s->device.ops->predict(&s->device, r->token, r->score, r->prob, s->logits[0], r->n, &s->sampling, s->row_keys, noise,
                            r->noise_rows);
     for (int32_t i = 0; i < r->n; i++) {
@@ -340,13 +341,15 @@ int dllm_session_decide(dllm_session *s, dllm_mat logits)
     FAIL_IF(logits.data && (logits.rows != s->rows || logits.cols != s->model->config.vocab || logits.dtype != DLLM_F32),
             DLLM_E_VALUE, "logits [%lld, %lld] in %s: [%lld, %d] in float32 expected", (long long)logits.rows,
             (long long)logits.cols, dllm_dtype_name(logits.dtype), (long long)s->rows, s->model->config.vocab);
-    const double start = dllm_seconds();
+    dllm_begin(s, DLLM_STAGE_PLAN);
     if (!s->forwarded) TRY(dllm_ask(s));
+    dllm_enter(s, DLLM_STAGE_PREDICT);
     s->forwarded = false;
     s->n_revealed = 0;
     const void *noise;
     TRY(predict(s, logits));
     TRY(dllm_check_device(s));
+    dllm_enter(s, DLLM_STAGE_DECIDE);
     TRY(recorded_scores(s));
     TRY(place_noise(s, &noise));
     const int64_t len = dllm_longest(s);
@@ -360,7 +363,7 @@ int dllm_session_decide(dllm_session *s, dllm_mat logits)
         advance(s, q, decide_sequence(s, q, from, (int32_t)(at - from), recorded), revealed_before);
     }
     s->stats.steps++;
-    s->stats.seconds += dllm_seconds() - start;
+    dllm_finish(s);
     return unfinished(s);
 }
 

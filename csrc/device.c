@@ -164,3 +164,19 @@ void dllm_device_close(dllm_device *d)
 const char *dllm_device_name(const dllm_device *d) { return d->name; }
 const char *dllm_device_backend(const dllm_device *d) { return d->ops->name; }
 int dllm_device_threads(const dllm_device *d) { return d->threads; }
+
+/* ---- threads --------------------------------------------------------------------------------------------------------------- */
+int dllm_threads_use(const char *runtime)
+{
+    const bool any = strcmp(runtime, "auto") == 0;
+    FAIL_IF(!any && strcmp(runtime, "own") != 0, DLLM_E_VALUE, "threads \"%.64s\": \"auto\" or \"own\" expected", runtime);
+    dllm_threads_allow_borrowing(any);
+    return 0;
+}
+
+const char *dllm_threads_runtime(void)
+{
+    dllm_threads_look();
+    const char *borrowed = dllm_threads_borrowed();
+    return borrowed ? borrowed : "own";
+}

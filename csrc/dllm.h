@@ -2,7 +2,7 @@
  *
  *     dllm_checkpoint *files;                                   // config.json + *.safetensors, mapped, not copied
  *     if (dllm_checkpoint_open(&files, "LLaDA-8B-Instruct") < 0) die(dllm_last_error());
- *     dllm_device *cpu;   dllm_device_open(&cpu, "cpu", 0);      // 0 threads: as many as the affinity mask allows
+ *     dllm_device *cpu;   dllm_device_open(&cpu, "cpu", 0);      // 0 threads: as many as this process may use
  *     dllm_model *model;  dllm_model_open(&model, cpu, dllm_checkpoint_config(files), dllm_checkpoint_weights(files), DLLM_BF16);
  *
  *     dllm_params p;      dllm_params_init(&p, dllm_model_config(model));
@@ -49,16 +49,19 @@ const char *dllm_last_error(void); /* message of the calling thread's latest fai
 const char *dllm_version(void);
 
 /* ---- matrices ------------------------------------------------------------------------------------------------------------ */
-typedef enum { DLLM_F32, DLLM_BF16, DLLM_F16 } dllm_dtype;
+typedef enum { DLLM_F32, DLLM_BF16, DLLM_F16, DLLM_I8 } dllm_dtype;
 size_t dllm_dtype_size(dllm_dtype t);
-const char *dllm_dtype_name(dllm_dtype t); /* "float32", "bfloat16", "float16" */
+const char *dllm_dtype_name(dllm_dtype t); /* "float32", "bfloat16", "float16", "int8" */
 
-/* A borrowed row-major matrix; row i starts at element i * stride. data NULL: there is no such matrix. A vector has rows 1. */
+/* A borrowed row-major matrix; row i starts at element i * stride. data NULL: there is no such matrix. A vector has rows 1.
+ * DLLM_I8: weights of a matrix product, element (i, j) times scale[i]; they lie in tiles, as kernels/int8.h says. */
 typedef struct {
     void *data;
     int64_t rows, cols, stride;
     dllm_dtype dtype;
+    const float *scale; /* DLLM_I8 alone */
 } dllm_mat;
+size_t dllm_mat_bytes(dllm_mat m); /* of its numbers, scales among them */
 
 /* ---- models -------------------------------------------------------------------------------------------------------------- */
 typedef enum { DLLM_LLADA, DLLM_DREAM } dllm_family;
@@ -108,6 +111,15 @@ const dllm_config *dllm_checkpoint_config(const dllm_checkpoint *c);
 const dllm_weights *dllm_checkpoint_weights(const dllm_checkpoint *c);
 size_t dllm_checkpoint_bytes(const dllm_checkpoint *c); /* of all weights */
 
+/* int8 copies of a folder's matrices: those of the layers and the head. Embedding, norms and biases stay the folder's, which must
+ * outlive the copies; its pages are let go matrix by matrix. Numbers that are not finite are refused. threads 0: as a device.
+ * cache, if not NULL, is a file that keeps the copies. It is mapped if it was made of these very files, by name, size and time, and
+ * else written anew; a file that is something else is left alone: DLLM_E_FILE. */
+typedef struct dllm_int8 dllm_int8;
+int dllm_int8_open(dllm_int8 **out, const dllm_checkpoint *files, const char *cache, int threads);
+void dllm_int8_close(dllm_int8 *q);
+const dllm_weights *dllm_int8_weights(const dllm_int8 *q);
+
 /* ---- devices ------------------------------------------------------------------------------------------------------------- */
 /* A device is a table of kernels plus threads or a stream. name: "cpu" (the best this processor has), "cpu:c" (the plain C
  * kernels), "cpu:avx2", "cpu:avx512f", "cpu:avx512bf16", "cpu:amx" (that level and below, for tests), "cuda", "cuda:1". */
@@ -117,6 +129,16 @@ void dllm_device_close(dllm_device *d);
 const char *dllm_device_name(const dllm_device *d);    /* "cpu" or "cuda:0" */
 const char *dllm_device_backend(const dllm_device *d); /* which kernels run: "c", "avx2", "avx512bf16", "amx", "cuda" */
 int dllm_device_threads(const dllm_device *d);
+/* Which threads the kernels of all CPU devices run on. "auto", as it is at first: those of the OpenMP runtime that the process has
+ * loaded, usually torch's, looked for whenever a session opens, else a small pool of our own. "own": our own pool. */
+int dllm_threads_use(const char *runtime);
+const char *dllm_threads_runtime(void); /* "own", or the path of the borrowed runtime */
+/* What a CPU could do at best, measured now, in about a second: bytes read from memory, and operations of matrix products (multiply-adds count 2)
+ * by dtype of both sides, all a second. */
+typedef struct {
+    double read, f32, bf16, i8;
+} dllm_ceilings;
+int dllm_device_ceilings(dllm_device *d, dllm_ceilings *out);
 /* Opens the CUDA plug-in, libdllm_cuda.so beside this library if path is NULL: its device count, or DLLM_E_DEVICE and one line that
  * says why. Once open it stays open, and later paths are ignored. */
 int dllm_cuda_load(const char *path);
@@ -124,7 +146,7 @@ int dllm_cuda_load(const char *path);
 int dllm_cuda_sim_load(const char *path);
 
 /* The model borrows the device and everything the weights point to: keep both until it is closed. act: the dtype of
- * activations; weights of any dtype go with any activations, exactly. */
+ * activations; weights of any dtype go with any activations: exactly, or, with int8 weights, each row of activations rounded to int8. */
 typedef struct dllm_model dllm_model;
 int dllm_model_open(dllm_model **out, dllm_device *d, const dllm_config *c, const dllm_weights *w, dllm_dtype act);
 void dllm_model_close(dllm_model *m);
@@ -191,7 +213,7 @@ typedef struct {
     int32_t mask_id, eos_id, eot_id;
     dllm_noise noise; /* draw NULL: Philox */
     dllm_shift shift;
-    bool watch;                    /* record what the caching method does: dllm_session_watched */
+    bool watch; /* record what the caching method does: dllm_session_watched; the last layer then keeps rows nobody asks, too */
     const dllm_strategy *strategy; /* NULL: no caching */
     double options[DLLM_MAX_OPTIONS];
 } dllm_params;
@@ -212,13 +234,45 @@ typedef struct {
 } dllm_prompt;
 
 /* ---- sessions -------------------------------------------------------------------------------------------------------------- */
+/* What a step consists of. Everything a session does is one of these. */
+typedef enum {
+    DLLM_STAGE_PLAN, /* which rows to ask for and to compute */
+    DLLM_STAGE_EMBED,
+    DLLM_STAGE_NORM,
+    DLLM_STAGE_V,
+    DLLM_STAGE_K,
+    DLLM_STAGE_Q,
+    DLLM_STAGE_ROPE,
+    DLLM_STAGE_ATTENTION,
+    DLLM_STAGE_O,
+    DLLM_STAGE_GATE,
+    DLLM_STAGE_UP,
+    DLLM_STAGE_SWIGLU,
+    DLLM_STAGE_DOWN,
+    DLLM_STAGE_ADD,   /* what a layer adds to the residual stream */
+    DLLM_STAGE_CACHE, /* a caching method compares, chooses and keeps */
+    DLLM_STAGE_HEAD,
+    DLLM_STAGE_PREDICT, /* logits guided, tokens drawn and scored */
+    DLLM_STAGE_DECIDE,  /* what is revealed, and on to the next step */
+    DLLM_STAGES
+} dllm_stage;
+const char *dllm_stage_name(int stage); /* "plan", "embed", ...; NULL past the end */
+
+/* flops: of matrix products and attention; multiply-adds count 2. bytes: the least that must move: weights once a call, rows in and out, the
+ * keys and values that attention reads. */
+typedef struct {
+    double seconds;
+    uint64_t flops, bytes;
+} dllm_stage_cost;
+
 typedef struct {
     uint64_t forwards, steps, tokens;                               /* network passes, steps, rows revealed */
     uint64_t rows_v, rows_k, rows_q, rows_out, rows_ffn, rows_head; /* rows computed, summed over layers and passes */
     uint64_t flops, flops_uncached; /* multiply-adds count 2; what an uncached run of the same steps costs, head on the same rows */
     size_t cache_bytes, scratch_bytes; /* kept between steps; everything else the session holds */
     size_t weight_bytes;
-    double seconds; /* inside step, forward and decide */
+    dllm_stage_cost stages[DLLM_STAGES]; /* their flops add up to flops, their seconds to seconds */
+    double seconds;                      /* inside the functions that run the network */
 } dllm_stats;
 
 typedef struct dllm_session dllm_session;

@@ -24,6 +24,19 @@ static void choose_rows(dllm_session *s)
     s->places_used = 0;
 }
 
+/* In the last layer what is kept of a row serves nobody but the row itself, once it is asked. Rows before the first mask never are, but
+ * for the one that speaks for it. (A watched session keeps them all: somebody looks.) */
+static void drop_unread(dllm_session *s)
+{
+    if (s->layer < s->model->config.layers - 1 || !s->strategy->keeps || s->chosen) return;
+    for (int b = 0; b < s->n_sequences; b++) {
+        const int32_t from = s->sequences[b].fixed - (s->model->config.shift_logits && s->sequences[b].fixed > 0);
+        dllm_layer_rows *r = &s->layer_rows[b];
+        dllm_rows *sets[] = { &r->exact, &r->delta, &r->out, &r->ffn, &r->travel };
+        for (int i = 0; i < 5; i++) *sets[i] = dllm_from(*sets[i], from);
+    }
+}
+
 /* Queries and keys of every sequence's set; the queries lie packed from 0 in the order of the sets. */
 static int spans(dllm_session *s, bool delta)
 {
@@ -41,49 +54,6 @@ static int spans(dllm_session *s, bool delta)
     return n;
 }
 
-/* ---- accounting: what the sets cost, and what an uncached pass would ------------------------------------------------------------------ */
-typedef struct {
-    uint64_t v, k, q, out, ffn;
-    uint64_t pairs;  /* query and key pairs that are scored */
-    uint64_t summed; /* of these, pairs whose values are summed */
-} layer_work;
-
-static uint64_t flops_of(const dllm_config *c, const layer_work *w)
-{
-    const uint64_t dim = (uint64_t)c->dim, wide = (uint64_t)(c->heads * c->head_dim), kv = (uint64_t)(c->kv_heads * c->head_dim);
-    return 2 * dim * (kv * (w->v + w->k) + wide * (w->q + w->out)) + 2 * wide * (w->pairs + w->summed) +
-           6 * dim * (uint64_t)c->ffn_dim * w->ffn;
-}
-
-static void count(dllm_session *s)
-{
-    const dllm_config *c = &s->model->config;
-    dllm_stats *st = &s->stats;
-    for (int b = 0; b < s->n_sequences; b++) {
-        const dllm_layer_rows *r = &s->layer_rows[b];
-        const dllm_plan *p = &s->plans[b];
-        if (p->rows.n == 0) continue; /* finished */
-        const uint64_t exact = (uint64_t)r->exact.n, delta = (uint64_t)r->delta.n, keys = (uint64_t)p->n_keys;
-        const layer_work w = { (uint64_t)r->v.n,
-                               (uint64_t)r->k.n,
-                               exact + delta,
-                               (uint64_t)r->out.n,
-                               (uint64_t)r->ffn.n,
-                               (exact + delta) * keys,
-                               exact * keys + delta * (uint64_t)r->v.n };
-        const uint64_t len = (uint64_t)s->sequences[b].len,
-                       wanted = s->layer == c->layers - 1 ? (uint64_t)s->sequences[b].ask.n : len;
-        const layer_work uncached = { len, len, wanted, wanted, wanted, wanted * len, wanted * len };
-        st->rows_v += w.v;
-        st->rows_k += w.k;
-        st->rows_q += w.q;
-        st->rows_out += w.out;
-        st->rows_ffn += w.ffn;
-        st->flops += flops_of(c, &w);
-        st->flops_uncached += flops_of(c, &uncached);
-    }
-}
-
 /* ---- the layer ----------------------------------------------------------------------------------------------------------------------- */
 /* Values straight into their slots; or, for methods that look at how far they moved, by way of new_values, which then holds that. */
 static void project_values(dllm_session *s, const dllm_layer *w)
@@ -92,11 +62,13 @@ static void project_values(dllm_session *s, const dllm_layer *w)
     const dllm_ops *op = d->ops;
     const dllm_rows rows = dllm_pack(s, DLLM_SET_V, DLLM_IN_ROWS), slots = dllm_pack(s, DLLM_SET_V, DLLM_IN_SLOTS);
     const dllm_rows packed = dllm_range(0, rows.n);
+    dllm_enter(s, DLLM_STAGE_V);
     if (!(s->strategy->keeps & DLLM_COMPARE_VALUES)) {
         op->linear(d, s->values, slots, s->h, rows, w->v, w->v_bias);
         return;
     }
     op->linear(d, s->new_values, packed, s->h, rows, w->v, w->v_bias);
+    dllm_enter(s, DLLM_STAGE_CACHE);
     if (s->strategy->after_values) {
         op->cosine(d, s->similarity, s->new_values, packed, s->values, slots, 1e-16f);
         for (int32_t b = 0, at = 0; b < s->n_sequences; b++) {
@@ -112,7 +84,9 @@ static void project_queries(dllm_session *s, const dllm_layer *w, dllm_mat to, d
 {
     const dllm_config *c = &s->model->config;
     const dllm_rows packed = dllm_range(0, rows.n);
+    dllm_enter(s, DLLM_STAGE_Q);
     s->device.ops->linear(&s->device, to, packed, s->h, rows, w->q, w->q_bias);
+    dllm_enter(s, DLLM_STAGE_ROPE);
     s->device.ops->rope(&s->device, to, packed, s->cos, s->sin, rows, c->head_dim, !c->rope_f32);
 }
 
@@ -122,16 +96,20 @@ static void attention(dllm_session *s, const dllm_layer *w)
     const dllm_ops *op = d->ops;
     const dllm_config *c = &s->model->config;
     const dllm_rows k = dllm_pack(s, DLLM_SET_K, DLLM_IN_ROWS), k_slots = dllm_pack(s, DLLM_SET_K, DLLM_IN_SLOTS);
+    dllm_enter(s, DLLM_STAGE_K);
     op->linear(d, s->keys, k_slots, s->h, k, w->k, w->k_bias);
+    dllm_enter(s, DLLM_STAGE_ROPE);
     op->rope(d, s->keys, k_slots, s->cos, s->sin, k, c->head_dim, !c->rope_f32);
 
     const dllm_rows exact = dllm_pack(s, DLLM_SET_EXACT, DLLM_IN_ROWS), delta = dllm_pack(s, DLLM_SET_DELTA, DLLM_IN_ROWS);
     project_queries(s, w, s->q, exact);
+    dllm_enter(s, DLLM_STAGE_ATTENTION);
     op->attend(d, s->context, exact, s->q, s->keys, s->values, s->spans, spans(s, false), c->heads, c->kv_heads);
     if (delta.n == 0) return;
     dllm_mat q = s->q;
     q.data = dllm_at(s->q, exact.n);
     project_queries(s, w, q, delta);
+    dllm_enter(s, DLLM_STAGE_ATTENTION);
     op->attend_delta(d, s->context, delta, s->kept_context, dllm_pack(s, DLLM_SET_DELTA, DLLM_IN_CONTEXT), q, s->keys,
                      s->new_values, dllm_pack(s, DLLM_SET_V, DLLM_IN_SLOTS), s->spans, s->columns, spans(s, true), c->heads,
                      c->kv_heads);
@@ -142,6 +120,7 @@ static void compare_contexts(dllm_session *s)
 {
     dllm_device *d = &s->device;
     const dllm_rows rows = dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ROWS), kept = dllm_pack(s, DLLM_SET_OUT, DLLM_IN_CONTEXT);
+    dllm_enter(s, DLLM_STAGE_CACHE);
     d->ops->cosine(d, s->similarity, s->context, rows, s->kept_context, kept, 1e-8f);
     for (int32_t b = 0, at = 0; b < s->n_sequences; b++) {
         dllm_sequence *q = &s->sequences[b];
@@ -158,10 +137,15 @@ static void feed_forward(dllm_session *s, const dllm_layer *w)
     const dllm_ops *op = d->ops;
     const dllm_mat none = { 0 };
     const dllm_rows rows = dllm_pack(s, DLLM_SET_FFN, DLLM_IN_ROWS), packed = dllm_range(0, rows.n);
+    dllm_enter(s, DLLM_STAGE_NORM);
     op->rmsnorm(d, s->h, packed, s->x, rows, w->ffn_norm, s->model->config.norm_eps);
+    dllm_enter(s, DLLM_STAGE_GATE);
     op->linear(d, s->gate, packed, s->h, packed, w->gate, none);
+    dllm_enter(s, DLLM_STAGE_UP);
     op->linear(d, s->up, packed, s->h, packed, w->up, none);
+    dllm_enter(s, DLLM_STAGE_SWIGLU);
     op->swiglu(d, s->gate, s->gate, s->up, rows.n);
+    dllm_enter(s, DLLM_STAGE_DOWN);
     op->linear(d, s->ffn, dllm_pack(s, DLLM_SET_FFN, DLLM_IN_FFN), s->gate, packed, w->down, none);
 }
 
@@ -170,23 +154,31 @@ static void run_layer(dllm_session *s)
     dllm_device *d = &s->device;
     const dllm_ops *op = d->ops;
     const dllm_layer *w = &s->model->weights.layers[s->layer];
+    dllm_enter(s, DLLM_STAGE_PLAN);
     choose_rows(s);
-    const dllm_rows norm = dllm_pack(s, DLLM_SET_NORM, DLLM_IN_ROWS), travel = dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ROWS);
+    const dllm_rows norm = dllm_pack(s, DLLM_SET_NORM, DLLM_IN_ROWS);
+    dllm_enter(s, DLLM_STAGE_NORM);
     op->rmsnorm(d, s->h, norm, s->x, norm, w->attn_norm, s->model->config.norm_eps);
     project_values(s, w);
+    drop_unread(s);
     attention(s, w);
+    const dllm_rows travel = dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ROWS);
     if (s->strategy->after_context) compare_contexts(s);
+    dllm_enter(s, DLLM_STAGE_O);
     op->linear(d, s->attn, dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ATTN), s->context, dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ROWS), w->o,
                (dllm_mat){ 0 });
+    dllm_enter(s, DLLM_STAGE_ADD);
     op->add(d, s->x, travel, s->attn, dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ATTN));
     feed_forward(s, w);
+    dllm_enter(s, DLLM_STAGE_ADD);
     op->add(d, s->x, travel, s->ffn, dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_FFN));
+    if (s->strategy->after_layer) dllm_enter(s, DLLM_STAGE_CACHE);
     for (int32_t b = 0, at = 0; s->strategy->after_layer && b < s->n_sequences; b++) {
         const dllm_rows exact = s->layer_rows[b].exact;
         if (exact.n) s->strategy->after_layer(s, &s->sequences[b], exact, at);
         at += exact.n;
     }
-    count(s);
+    dllm_count_layer(s);
 }
 
 /* ---- the pass ------------------------------------------------------------------------------------------------------------------------ */
@@ -216,6 +208,7 @@ static void carry_rows(dllm_session *s, dllm_mat final)
         for (int32_t i = 0; i < q->ask.n; i++) {
             if (dllm_row(q->ask, i) != s->plans[b].carry) continue;
             s->device.ops->copy(&s->device, final, dllm_range((int32_t)s->rows + b, 1), final, dllm_range(at + i, 1));
+            dllm_count_rows(s, DLLM_STAGE_CACHE, 2, final.cols);
             q->carried = s->plans[b].carry;
         }
         at += q->ask.n;
@@ -241,7 +234,9 @@ static void run_branch(dllm_session *s)
         s->sequences[b].changed = s->plans[b].changed;
     }
     s->places_used = 0;
-    op->embed(&s->device, s->x, dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ROWS), m->weights.embed, s->ids[s->branch]);
+    const dllm_rows travel = dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ROWS);
+    dllm_enter(s, DLLM_STAGE_EMBED);
+    op->embed(&s->device, s->x, travel, m->weights.embed, s->ids[s->branch]);
     for (s->layer = 0; s->layer < m->config.layers; s->layer++) {
         if (s->hidden) keep_hidden(s, s->x);
         run_layer(s);
@@ -249,9 +244,13 @@ static void run_branch(dllm_session *s)
     for (int b = 0; b < s->n_sequences; b++) s->layer_rows[b].out = s->sequences[b].ask;
     s->places_used = 0;
     const dllm_rows ask = dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ROWS);
+    dllm_enter(s, DLLM_STAGE_NORM);
     op->rmsnorm(&s->device, s->final[s->branch], dllm_range(0, ask.n), s->x, ask, m->weights.norm, m->config.norm_eps);
     if (s->hidden) keep_hidden(s, s->final[s->branch]);
+    dllm_enter(s, DLLM_STAGE_CACHE);
     carry_rows(s, s->final[s->branch]);
+    dllm_count_pass(s, travel.n, ask.n);
+    dllm_enter(s, DLLM_STAGE_PLAN);
     for (int b = 0; b < s->n_sequences; b++) s->sequences[b].passes[s->branch] += s->plans[b].rows.n > 0;
     s->stats.forwards++;
 }
@@ -270,11 +269,10 @@ void dllm_forward(dllm_session *s, bool guided)
 static void head_of(dllm_session *s, int branch, dllm_rows at)
 {
     const dllm_weights *w = &s->model->weights;
-    const uint64_t cost = 2 * (uint64_t)at.n * (uint64_t)w->head.rows * (uint64_t)w->head.cols;
+    dllm_enter(s, DLLM_STAGE_HEAD);
     s->device.ops->linear(&s->device, s->logits[branch], dllm_range(0, at.n), s->final[branch], at, w->head, (dllm_mat){ 0 });
-    s->stats.rows_head += (uint64_t)at.n;
-    s->stats.flops += cost;
-    s->stats.flops_uncached += cost;
+    dllm_count_head(s, at.n);
+    dllm_enter(s, DLLM_STAGE_PREDICT);
 }
 
 /* Packed row whose state lies in row `at` of final. */
@@ -292,6 +290,7 @@ void dllm_keep_residual(dllm_session *s)
         const dllm_rows at = dllm_range(from, s->n_ask - from < DLLM_HEAD_ROWS ? (int32_t)s->n_ask - from : DLLM_HEAD_ROWS);
         head_of(s, 0, at);
         head_of(s, 1, at);
+        dllm_count_logits(s, at.n, 3);
         for (int32_t i = 0; i < at.n; i++) {
             const float *c = dllm_at(s->logits[0], i), *u = dllm_at(s->logits[1], i);
             float *r = dllm_at(s->residual, packed_row(s, from + i));
@@ -304,6 +303,7 @@ void dllm_head(dllm_session *s, dllm_rows at)
 {
     head_of(s, 0, at);
     if (s->branches == 1) return;
+    dllm_count_logits(s, at.n, 3);
     if (!s->residual.data) {
         head_of(s, 1, at);
         s->device.ops->guide(&s->device, s->logits[0], s->logits[1], at.n, s->params.cfg_scale);

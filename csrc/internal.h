@@ -42,6 +42,14 @@ typedef struct {
     bool done;
 } dllm_sequence;
 
+/* Where the time of one call goes. */
+typedef struct {
+    double began;     /* the call */
+    uint64_t entered; /* the stage; in ticks */
+    dllm_stage stage;
+    uint64_t ticks[DLLM_STAGES];
+} dllm_clock;
+
 struct dllm_session {
     dllm_model *model;
     dllm_device device; /* the model's, with scratch of this session's own */
@@ -101,6 +109,7 @@ struct dllm_session {
 
     void **blocks; /* every allocation, freed at the end */
     int n_blocks;
+    dllm_clock clock;
     dllm_stats stats;
 };
 #endif

@@ -2,9 +2,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../kernels/int8.h"
 #include "internal.h"
 
 const char *dllm_version(void) { return DLLM_VERSION; }
+
+size_t dllm_mat_bytes(dllm_mat m)
+{
+    if (m.dtype == DLLM_I8) return dllm_i8_tiles(m.rows, m.cols) + dllm_i8_scales(m.rows);
+    return (size_t)(m.rows * m.cols) * dllm_dtype_size(m.dtype);
+}
 
 int dllm_model_open(dllm_model **out, dllm_device *d, const dllm_config *c, const dllm_weights *w, dllm_dtype act)
 {
@@ -12,6 +19,8 @@ int dllm_model_open(dllm_model **out, dllm_device *d, const dllm_config *c, cons
     FAIL_IF(act != DLLM_F32 && act != DLLM_BF16 && act != DLLM_F16, DLLM_E_TYPE, "dtype %d: float32, bfloat16 or float16 expected",
             act);
     FAIL_IF(strncmp(d->name, "cuda:", 5) == 0, DLLM_E_DEVICE, "%s: its kernels can be checked, but sessions run on the CPU",
+            d->name);
+    FAIL_IF(w->head.dtype == DLLM_I8 && strcmp(d->name, "cpu") != 0, DLLM_E_DEVICE, "int8 weights run on the CPU, not on %s",
             d->name);
     const size_t bytes = (size_t)c->layers * sizeof *w->layers;
     dllm_model *m = calloc(1, sizeof *m);
@@ -45,12 +54,12 @@ size_t dllm_model_bytes(const dllm_model *m)
     const dllm_mat ends[] = { w->embed, w->norm, w->head };
     for (int i = 0; i < 3; i++) {
         const bool again = i == 2 && w->head.data == w->embed.data;
-        bytes += again ? 0 : (size_t)(ends[i].rows * ends[i].cols) * dllm_dtype_size(ends[i].dtype);
+        bytes += again ? 0 : dllm_mat_bytes(ends[i]);
     }
     for (int l = 0; l < m->config.layers; l++) {
         const dllm_mat *parts = (const dllm_mat *)&w->layers[l];
         for (size_t i = 0; i < sizeof(dllm_layer) / sizeof(dllm_mat); i++) {
-            if (parts[i].data) bytes += (size_t)(parts[i].rows * parts[i].cols) * dllm_dtype_size(parts[i].dtype);
+            if (parts[i].data) bytes += dllm_mat_bytes(parts[i]);
         }
     }
     return bytes;

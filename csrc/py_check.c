@@ -2,6 +2,8 @@
 #include "py_module.h"
 
 #include "../kernels/check/check.h"
+#include "../kernels/int8.h"
+#include "../kernels/threads.h"
 
 /* Results arrive while the GIL is away: each is one dict in the list. */
 typedef struct {
@@ -45,10 +47,31 @@ static PyObject *check(PyObject *module, PyObject *args, PyObject *keywords)
     return to.failed ? NULL : dllm_py_raise(module, status);
 }
 
+static PyObject *race(PyObject *module, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = { "n", "k", "rows", "laps", "threads", "level", NULL };
+    const char *level = "";
+    long long n, k;
+    int rows, laps, threads = 0;
+    double seconds[2];
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "LLii|is", names, &n, &k, &rows, &laps, &threads, &level)) return NULL;
+    const dllm_ops *ops = dllm_ops_cpu(level);
+    if (!ops) return PyErr_Format(PyExc_ValueError, "this processor has no level '%s'", level);
+    if (n < 1 || k < 1 || rows < 1 || n > INT32_MAX || k > DLLM_I8_MAX_K)
+        return PyErr_Format(PyExc_ValueError, "[%d, %lld] with [%lld, %lld] is no product that can run", rows, k, n, k);
+    bool fine;
+    Py_BEGIN_ALLOW_THREADS
+    fine = dllm_race(ops, n, k, rows, threads > 0 ? threads : dllm_threads_default(), laps, seconds);
+    Py_END_ALLOW_THREADS
+    return fine ? Py_BuildValue("dd", seconds[0], seconds[1]) : PyErr_NoMemory();
+}
+
 PyMethodDef dllm_py_check_methods[] = {
     { "check", (PyCFunction)(void (*)(void))check, METH_VARARGS | METH_KEYWORDS,
       "check(level='', kernel='', seed=0, timing=False): every kernel of a level of the processor, or of a CUDA device, against "
       "its C "
       "twin, one dict a case." },
+    { "race", (PyCFunction)(void (*)(void))race, METH_VARARGS | METH_KEYWORDS,
+      "race(n, k, rows, laps, threads=0, level=''): best seconds of a product with bfloat16 and with int8 weights, in turns." },
     { 0 },
 };

@@ -33,27 +33,42 @@ static dllm_py_model *new_model(PyObject *module)
     return (dllm_py_model *)state->model->tp_alloc(state->model, 0);
 }
 
+/* The folder's weights, or int8 copies of them. */
+static int open_weights(dllm_py_model *self, const char *folder, bool int8, const char *cache, int threads, const dllm_weights **w)
+{
+    int status = dllm_checkpoint_open(&self->files, folder);
+    if (status == 0 && int8) status = dllm_int8_open(&self->copies, self->files, cache, threads);
+    if (status == 0) *w = int8 ? dllm_int8_weights(self->copies) : dllm_checkpoint_weights(self->files);
+    return status;
+}
+
 static PyObject *from_folder(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = { "folder", "dtype", "device", "threads", NULL };
-    PyObject *module = PyType_GetModule(type), *folder;
-    const char *dtype = "auto", *device = "auto";
+    static char *names[] = { "folder", "dtype", "device", "threads", "weights", "int8_cache", NULL };
+    PyObject *module = PyType_GetModule(type), *folder, *cache = NULL;
+    const char *dtype = "auto", *device = "auto", *weights = "auto";
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O&|$ssi", names, PyUnicode_FSConverter, &folder, &dtype, &device, &threads))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O&|$ssisO&", names, PyUnicode_FSConverter, &folder, &dtype, &device, &threads,
+                                     &weights, PyUnicode_FSConverter, &cache))
         return NULL;
-    dllm_py_model *self = new_model(module);
+    const bool int8 = strcmp(weights, "int8") == 0;
+    dllm_py_model *self = NULL;
+    if (!int8 && strcmp(weights, "auto") != 0)
+        PyErr_Format(PyExc_ValueError, "weights '%s': 'auto' (as they are stored) or 'int8' expected", weights);
+    else if (cache && !int8) PyErr_Format(PyExc_ValueError, "int8_cache keeps int8 weights, but weights is '%s'", weights);
+    else self = new_model(module);
     if (self) {
         int status;
+        const dllm_weights *w = NULL;
         Py_BEGIN_ALLOW_THREADS
-        status = dllm_checkpoint_open(&self->files, PyBytes_AS_STRING(folder));
+        status = open_weights(self, PyBytes_AS_STRING(folder), int8, cache ? PyBytes_AS_STRING(cache) : NULL, threads, &w);
         Py_END_ALLOW_THREADS
         if (status < 0) dllm_py_raise(module, status);
-        else
-            status = open_on(module, self, dllm_checkpoint_config(self->files), dllm_checkpoint_weights(self->files), dtype, device,
-                             threads);
+        else status = open_on(module, self, dllm_checkpoint_config(self->files), w, dtype, device, threads);
         if (status < 0) Py_CLEAR(self);
     }
     Py_DECREF(folder);
+    Py_XDECREF(cache);
     return (PyObject *)self;
 }
 
@@ -73,7 +88,7 @@ static int weight_dtype(const char *name, const dllm_py_tensor *t, dllm_dtype *o
     return -1;
 }
 
-static int as_matrix(const char *name, const dllm_py_tensor *t, dllm_mat *m)
+int dllm_py_matrix(const char *name, const dllm_py_tensor *t, dllm_mat *m)
 {
     if (weight_dtype(name, t, &m->dtype) < 0) return -1;
     if (t->ndim < 1 || t->ndim > 2) {
@@ -116,7 +131,7 @@ static int find_tensor(void *arg, const char *name, dllm_mat *m)
     int status = dllm_py_tensor_get(found, name, &t);
     Py_DECREF(found);
     if (status < 0) return DLLM_E_CALLBACK;
-    status = as_matrix(name, &t, m);
+    status = dllm_py_matrix(name, &t, m);
     if (status == 0) status = keep_tensor(from->self, &t);
     if (status < 0) dllm_py_tensor_release(&t);
     return status < 0 ? DLLM_E_CALLBACK : 0;
@@ -150,6 +165,7 @@ static void dealloc(dllm_py_model *self)
     dllm_model_close(self->model);
     dllm_weights_free(&self->bound);
     dllm_device_close(self->device);
+    dllm_int8_close(self->copies);
     dllm_checkpoint_close(self->files);
     for (int i = 0; i < self->n_tensors; i++) dllm_py_tensor_release(&self->tensors[i]);
     PyMem_Free(self->tensors);
@@ -173,6 +189,10 @@ static PyObject *get_config(dllm_py_model *self, void *unused)
 static PyObject *get_dtype(dllm_py_model *self, void *unused)
 {
     return PyUnicode_FromString(dllm_dtype_name(dllm_model_dtype(self->model)));
+}
+static PyObject *get_weights(dllm_py_model *self, void *unused)
+{
+    return PyUnicode_FromString(dllm_dtype_name(dllm_model_weights(self->model)->head.dtype));
 }
 static PyObject *get_device(dllm_py_model *self, void *unused) { return PyUnicode_FromString(dllm_device_name(self->device)); }
 static PyObject *get_backend(dllm_py_model *self, void *unused) { return PyUnicode_FromString(dllm_device_backend(self->device)); }
@@ -213,13 +233,16 @@ static PyObject *pointers(dllm_py_model *self, PyObject *unused)
 static PyObject *representation(dllm_py_model *self)
 {
     const dllm_config *c = dllm_model_config(self->model);
-    return PyUnicode_FromFormat("<%s model: %d layers, width %d, %s on %s>", c->family == DLLM_DREAM ? "Dream" : "LLaDA", c->layers,
-                                c->dim, dllm_dtype_name(dllm_model_dtype(self->model)), dllm_device_name(self->device));
+    return PyUnicode_FromFormat("<%s model: %d layers, width %d, %s with %s weights on %s>",
+                                c->family == DLLM_DREAM ? "Dream" : "LLaDA", c->layers, c->dim,
+                                dllm_dtype_name(dllm_model_dtype(self->model)),
+                                dllm_dtype_name(dllm_model_weights(self->model)->head.dtype), dllm_device_name(self->device));
 }
 
 static PyMethodDef methods[] = {
     { "from_folder", (PyCFunction)(void (*)(void))from_folder, METH_VARARGS | METH_KEYWORDS | METH_CLASS,
-      "from_folder(folder, *, dtype='auto', device='auto', threads=0): a Hugging Face checkpoint folder, mapped into memory." },
+      "from_folder(folder, *, dtype='auto', device='auto', threads=0, weights='auto', int8_cache=...): a Hugging Face checkpoint "
+      "folder, mapped into memory; or int8 copies of its matrices." },
     { "from_tensors", (PyCFunction)(void (*)(void))from_tensors, METH_VARARGS | METH_KEYWORDS | METH_CLASS,
       "from_tensors(config, tensors, *, dtype='auto', device='auto', threads=0): official parameter names to tensors; kept, not "
       "copied." },
@@ -230,6 +253,7 @@ static PyMethodDef methods[] = {
 static PyGetSetDef attributes[] = {
     { "config", (getter)get_config, NULL, "Fields of the model's configuration by name.", NULL },
     { "dtype", (getter)get_dtype, NULL, "dtype of the activations.", NULL },
+    { "weights", (getter)get_weights, NULL, "dtype of the matrices.", NULL },
     { "device", (getter)get_device, NULL, "'cpu' or 'cuda:0'.", NULL },
     { "backend", (getter)get_backend, NULL, "Which kernels run.", NULL },
     { "threads", (getter)get_threads, NULL, "Threads that work on one kernel.", NULL },

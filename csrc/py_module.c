@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "../kernels/ops.h"
+#include "../kernels/threads.h"
 
 /* ---- statuses as exceptions ------------------------------------------------------------------------------------------------- */
 PyObject *dllm_py_raise(PyObject *module, int status)
@@ -51,6 +52,17 @@ static PyObject *py_cpu_levels(PyObject *module, PyObject *unused)
     return list;
 }
 
+static PyObject *py_default_threads(PyObject *module, PyObject *unused) { return PyLong_FromLong(dllm_threads_default()); }
+static PyObject *py_thread_runtime(PyObject *module, PyObject *unused) { return PyUnicode_DecodeFSDefault(dllm_threads_runtime()); }
+
+static PyObject *py_use_threads(PyObject *module, PyObject *arg)
+{
+    const char *runtime = PyUnicode_AsUTF8(arg);
+    if (!runtime) return NULL;
+    const int status = dllm_threads_use(runtime);
+    return status < 0 ? dllm_py_raise(module, status) : Py_NewRef(Py_None);
+}
+
 static PyObject *options_of(int method)
 {
     PyObject *options = PyDict_New();
@@ -87,13 +99,35 @@ static PyObject *load(PyObject *module, PyObject *arg, int (*open)(const char *p
     return n < 0 ? dllm_py_raise(module, n) : PyLong_FromLong(n);
 }
 
+static PyObject *py_ceilings(PyObject *module, PyObject *args)
+{
+    const char *name;
+    int threads;
+    dllm_device *device;
+    dllm_ceilings c;
+    if (!PyArg_ParseTuple(args, "si", &name, &threads)) return NULL;
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    status = dllm_device_open(&device, name, threads);
+    if (status >= 0) status = dllm_device_ceilings(device, &c);
+    dllm_device_close(device);
+    Py_END_ALLOW_THREADS
+    if (status < 0) return dllm_py_raise(module, status);
+    return Py_BuildValue("{s:d,s:d,s:d,s:d}", "bytes", c.read, "float32", c.f32, "bfloat16", c.bf16, "int8", c.i8);
+}
+
 static PyObject *py_load_cuda(PyObject *module, PyObject *arg) { return load(module, arg, dllm_cuda_load); }
 
 static PyObject *py_load_cuda_sim(PyObject *module, PyObject *arg) { return load(module, arg, dllm_cuda_sim_load); }
 
 static PyMethodDef functions[] = {
+    { "ceilings", py_ceilings, METH_VARARGS,
+      "ceilings(device, threads): bytes read and operations of matrix products a second, at best; measured now." },
     { "cpu_levels", py_cpu_levels, METH_NOARGS, "Instruction-set levels this processor has, best last." },
     { "strategies", py_strategies, METH_NOARGS, "The caching methods: name to option to default and help." },
+    { "default_threads", py_default_threads, METH_NOARGS, "How many processors this process may use." },
+    { "thread_runtime", py_thread_runtime, METH_NOARGS, "\"own\", or the path of the OpenMP runtime that kernels run on." },
+    { "use_threads", py_use_threads, METH_O, "use_threads(runtime): \"auto\" or \"own\"." },
     { "load_cuda", py_load_cuda, METH_O, "load_cuda(path): opens the CUDA plug-in; its device count." },
     { "load_cuda_sim", py_load_cuda_sim, METH_O, "load_cuda_sim(path): opens the GPU simulator; its device count." },
     { 0 },

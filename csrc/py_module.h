@@ -21,6 +21,7 @@ typedef struct {
     PyObject_HEAD
     dllm_device *device;
     dllm_checkpoint *files; /* weights of a folder, or */
+    dllm_int8 *copies;      /* int8 copies of the folder's, or */
     dllm_weights bound;     /* of tensors, which are kept alive here */
     dllm_py_tensor *tensors;
     int n_tensors;
@@ -32,5 +33,7 @@ extern PyMethodDef dllm_py_check_methods[], dllm_py_pieces_methods[];
 PyObject *dllm_py_raise(PyObject *module, int status);    /* the latest message as the status's exception; NULL */
 PyObject *dllm_py_raise_from(PyObject *self, int status); /* the same for methods of the module's types */
 int dllm_py_params(PyObject *module, PyObject *mapping, const dllm_config *c, dllm_params *p); /* 0, or -1 with an exception */
+/* A tensor of one or two dimensions as the core's matrix; 0, or -1 with an exception that names it. */
+int dllm_py_matrix(const char *name, const dllm_py_tensor *t, dllm_mat *m);
 PyObject *dllm_py_array(int type, int ndim, const int64_t *shape, const void *from); /* a new array; from NULL: not filled */
 #endif

@@ -158,6 +158,139 @@ static PyObject *attend_delta(PyObject *module, PyObject *args)
     return out;
 }
 
+/* ---- single kernels, for benchmarks ----------------------------------------------------------------------------------------- */
+enum { OUT, FIRST, SECOND, THIRD, TENSORS };
+
+typedef struct {
+    dllm_py_tensor given[TENSORS];
+    dllm_mat m[TENSORS];
+    dllm_config shape;
+    dllm_device device;
+} kernel_call;
+
+static void release(kernel_call *c)
+{
+    for (int i = 0; i < TENSORS; i++) dllm_py_tensor_release(&c->given[i]);
+}
+
+static int read_call(kernel_call *c, PyObject *const *from, const char *const *names, int n, int threads, const char *level)
+{
+    c->device = (dllm_device){ .ops = dllm_ops_cpu(level), .threads = threads };
+    if (!c->device.ops || threads < 1) {
+        PyErr_Format(PyExc_ValueError, "level '%s' with %d threads: a level of this processor and at least 1 expected", level,
+                     threads);
+        return -1;
+    }
+    for (int i = 0; i < n; i++) {
+        if (dllm_py_tensor_get(from[i], names[i], &c->given[i]) < 0 || dllm_py_matrix(names[i], &c->given[i], &c->m[i]) < 0)
+            return -1;
+        if (c->m[i].rows > INT32_MAX || c->m[i].cols > INT32_MAX || (i == OUT && c->given[i].read_only)) {
+            PyErr_Format(PyExc_ValueError, "'%s' is too large, or cannot be written", names[i]);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static void run_linear(kernel_call *c)
+{
+    const dllm_rows rows = dllm_range(0, (int32_t)c->m[OUT].rows);
+    c->device.ops->linear(&c->device, c->m[OUT], rows, c->m[FIRST], rows, c->m[SECOND], (dllm_mat){ 0 });
+}
+
+static void run_attend(kernel_call *c)
+{
+    const int32_t n = (int32_t)c->m[OUT].rows;
+    const dllm_span span = { 0, n, 0, (int32_t)c->m[SECOND].rows };
+    c->device.ops->attend(&c->device, c->m[OUT], dllm_range(0, n), c->m[FIRST], c->m[SECOND], c->m[THIRD], &span, 1, c->shape.heads,
+                          c->shape.kv_heads);
+}
+
+/* Seconds inside the kernel. Scratch is taken before, as a session does when it opens. */
+static PyObject *run_timed(PyObject *module, kernel_call *c, void (*run)(kernel_call *))
+{
+    dllm_device *d = &c->device;
+    const int64_t keys = c->m[THIRD].data ? c->m[THIRD].rows : 0;
+    double seconds;
+    int status;
+    d->scratch_bytes = d->ops->scratch(d, &c->shape, c->m[FIRST].dtype, c->m[OUT].rows, keys);
+    d->scratch = d->ops->alloc(d, d->scratch_bytes);
+    if (!d->scratch) return PyErr_NoMemory();
+    Py_BEGIN_ALLOW_THREADS
+    seconds = dllm_seconds();
+    run(c);
+    seconds = dllm_seconds() - seconds;
+    status = d->ops->sync(d);
+    d->ops->free(d, d->scratch);
+    Py_END_ALLOW_THREADS
+    if (status < 0) dllm_fail(status, "%s", d->why);
+    return status < 0 ? dllm_py_raise(module, status) : PyFloat_FromDouble(seconds);
+}
+
+static bool same_type(const kernel_call *c, int n)
+{
+    bool same = true;
+    for (int i = FIRST; i < n; i++) same &= c->m[i].dtype == c->m[FIRST].dtype;
+    return same && c->m[OUT].dtype == c->m[FIRST].dtype;
+}
+
+static PyObject *linear(PyObject *module, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = { "out", "x", "w", "threads", "level", NULL };
+    PyObject *from[TENSORS];
+    int threads = 1;
+    const char *level = "";
+    kernel_call c = { 0 };
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO|is", names, &from[OUT], &from[FIRST], &from[SECOND], &threads, &level))
+        return NULL;
+    PyObject *seconds = NULL;
+    if (read_call(&c, from, (const char *const *)names, THIRD, threads, level) == 0) {
+        const dllm_mat *m = c.m;
+        c.shape = (dllm_config){ .dim = (int32_t)m[FIRST].cols, .vocab = (int32_t)m[SECOND].rows };
+        if (m[OUT].rows == m[FIRST].rows && m[OUT].cols == m[SECOND].rows && m[FIRST].cols == m[SECOND].cols &&
+            same_type(&c, SECOND))
+            seconds = run_timed(module, &c, run_linear);
+        else
+            PyErr_Format(PyExc_ValueError,
+                         "linear: out [%lld, %lld], x [%lld, %lld] and w [%lld, %lld], or their types, do not fit",
+                         (long long)m[OUT].rows, (long long)m[OUT].cols, (long long)m[FIRST].rows, (long long)m[FIRST].cols,
+                         (long long)m[SECOND].rows, (long long)m[SECOND].cols);
+    }
+    release(&c);
+    return seconds;
+}
+
+static PyObject *attend(PyObject *module, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = { "out", "q", "k", "v", "heads", "kv_heads", "threads", "level", NULL };
+    PyObject *from[TENSORS];
+    int heads, kv_heads, threads = 1;
+    const char *level = "";
+    kernel_call c = { 0 };
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOOii|is", names, &from[OUT], &from[FIRST], &from[SECOND], &from[THIRD],
+                                     &heads, &kv_heads, &threads, &level))
+        return NULL;
+    PyObject *seconds = NULL;
+    if (read_call(&c, from, (const char *const *)names, TENSORS, threads, level) == 0) {
+        const dllm_mat *m = c.m;
+        const bool fit = heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && m[FIRST].cols % heads == 0 &&
+                         same_type(&c, TENSORS) && m[OUT].rows == m[FIRST].rows && m[OUT].cols == m[FIRST].cols &&
+                         m[SECOND].rows == m[THIRD].rows && m[SECOND].cols == m[THIRD].cols &&
+                         m[SECOND].cols * heads == m[FIRST].cols * kv_heads;
+        const int32_t head_dim = fit ? (int32_t)m[FIRST].cols / heads : 0;
+        c.shape = (dllm_config){ .heads = heads, .kv_heads = kv_heads, .head_dim = head_dim, .dim = (int32_t)m[FIRST].cols };
+        if (fit) seconds = run_timed(module, &c, run_attend);
+        else
+            PyErr_Format(PyExc_ValueError,
+                         "attend: q [%lld, %lld], k [%lld, %lld], v [%lld, %lld], out, %d heads and %d of k and v, or their types, "
+                         "do not fit",
+                         (long long)m[FIRST].rows, (long long)m[FIRST].cols, (long long)m[SECOND].rows, (long long)m[SECOND].cols,
+                         (long long)m[THIRD].rows, (long long)m[THIRD].cols, heads, kv_heads);
+    }
+    release(&c);
+    return seconds;
+}
+
 PyMethodDef dllm_py_pieces_methods[] = {
     { "times", times, METH_VARARGS, "times(steps, eps): torch.linspace(1, eps, steps + 1) in float32, bit for bit." },
     { "rope_table", rope_table, METH_VARARGS,
@@ -167,5 +300,11 @@ PyMethodDef dllm_py_pieces_methods[] = {
     { "attend_delta", attend_delta, METH_VARARGS,
       "attend_delta(q, k, dv, changed, old, heads, kv_heads): DyLLM's partial attention of one sequence, and its cosine with "
       "old." },
+    { "linear", (PyCFunction)(void (*)(void))linear, METH_VARARGS | METH_KEYWORDS,
+      "linear(out, x, w, threads=1, level=''): out = x w^T by the engine's kernel; the seconds it took." },
+    { "attend", (PyCFunction)(void (*)(void))attend, METH_VARARGS | METH_KEYWORDS,
+      "attend(out, q, k, v, heads, kv_heads, threads=1, level=''): attention of one sequence by the engine's kernel; the seconds "
+      "it "
+      "took." },
     { 0 },
 };

@@ -437,15 +437,28 @@ static PyObject *hidden(py_session *self, PyObject *unused)
 }
 
 /* ---- looking at it -------------------------------------------------------------------------------------------------------------------------------------- */
+static PyObject *stages_of(const dllm_stats *st)
+{
+    PyObject *all = PyDict_New();
+    for (int i = 0; all && i < DLLM_STAGES; i++) {
+        const dllm_stage_cost *c = &st->stages[i];
+        PyObject *cost = Py_BuildValue("{s:d,s:K,s:K}", "seconds", c->seconds, "flops", c->flops, "bytes", c->bytes);
+        if (!cost || PyDict_SetItemString(all, dllm_stage_name(i), cost) < 0) Py_CLEAR(all);
+        Py_XDECREF(cost);
+    }
+    return all;
+}
+
 static PyObject *stats(py_session *self, PyObject *unused)
 {
     dllm_stats st;
     dllm_session_stats(self->session, &st);
-    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:n,s:n,s:d}", "forwards", st.forwards, "steps",
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:n,s:n,s:d,s:N}", "forwards", st.forwards, "steps",
                          st.steps, "tokens", st.tokens, "rows_v", st.rows_v, "rows_k", st.rows_k, "rows_q", st.rows_q, "rows_out",
                          st.rows_out, "rows_ffn", st.rows_ffn, "rows_head", st.rows_head, "flops", st.flops, "flops_uncached",
                          st.flops_uncached, "cache_bytes", (Py_ssize_t)st.cache_bytes, "scratch_bytes",
-                         (Py_ssize_t)st.scratch_bytes, "weight_bytes", (Py_ssize_t)st.weight_bytes, "seconds", st.seconds);
+                         (Py_ssize_t)st.scratch_bytes, "weight_bytes", (Py_ssize_t)st.weight_bytes, "seconds", st.seconds, "stages",
+                         stages_of(&st));
 }
 
 static PyObject *get_rows(py_session *self, void *unused) { return PyLong_FromLongLong(dllm_session_rows(self->session)); }

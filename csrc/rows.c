@@ -6,6 +6,13 @@
 
 dllm_rows dllm_range(int32_t first, int32_t n) { return (dllm_rows){ .first = first, .n = n }; }
 
+dllm_rows dllm_from(dllm_rows rows, int32_t first)
+{
+    int32_t gone = 0;
+    while (gone < rows.n && dllm_row(rows, gone) < first) gone++;
+    return (dllm_rows){ .idx = rows.idx ? rows.idx + gone : NULL, .first = rows.first + gone, .n = rows.n - gone };
+}
+
 dllm_rows dllm_without(int32_t *space, dllm_rows all, dllm_rows some)
 {
     dllm_rows rest = { .idx = space };

@@ -29,7 +29,8 @@ static int map_descriptor(dllm_map *out, int descriptor, const char *path)
     struct stat info;
     FAIL_IF(fstat(descriptor, &info) < 0, DLLM_E_FILE, "%s: %s", path, strerror(errno));
     FAIL_IF(!S_ISREG(info.st_mode), DLLM_E_FILE, "%s: not a file", path);
-    *out = (dllm_map){ .data = "", .size = (size_t)info.st_size };
+    const int64_t changed = (int64_t)info.st_mtim.tv_sec * 1000000000 + info.st_mtim.tv_nsec;
+    *out = (dllm_map){ .data = "", .size = (size_t)info.st_size, .changed = changed };
     if (out->size == 0) return 0;
     void *data = mmap(NULL, out->size, PROT_READ, MAP_PRIVATE, descriptor, 0);
     FAIL_IF(data == MAP_FAILED, errno == ENOMEM ? DLLM_E_MEMORY : DLLM_E_FILE, "%s: cannot map %zu bytes: %s", path, out->size,

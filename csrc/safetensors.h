@@ -7,6 +7,7 @@
 typedef struct {
     const void *data;
     size_t size;
+    int64_t changed; /* when, in nanoseconds since 1970 */
 } dllm_map;
 int dllm_map_open(dllm_map *out, const char *path);
 void dllm_map_close(dllm_map *map);

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "../kernels/threads.h"
 #include "session.h"
 
 /* ---- memory: everything is taken here, and a failure names what asked for how much -------------------------------------------- */
@@ -194,6 +195,7 @@ int dllm_session_open(dllm_session **out, dllm_model *m, const dllm_params *p, c
     *out = NULL;
     TRY(dllm_check_params(p, &m->config));
     TRY(check_prompts(m, p, prompts, n));
+    dllm_threads_look();
     dllm_session *s = calloc(1, sizeof *s);
     void **blocks = calloc(MAX_BLOCKS, sizeof *blocks);
     if (!s || !blocks) {
@@ -232,7 +234,11 @@ int64_t dllm_session_rows(const dllm_session *s) { return s->rows; }
 
 int64_t dllm_session_offset(const dllm_session *s, int b) { return b < s->n_sequences ? s->sequences[b].first : s->rows; }
 
-void dllm_session_stats(const dllm_session *s, dllm_stats *out) { *out = s->stats; }
+void dllm_session_stats(const dllm_session *s, dllm_stats *out)
+{
+    *out = s->stats;
+    for (int i = 0; i < DLLM_STAGES; i++) out->seconds += s->stats.stages[i].seconds;
+}
 
 int dllm_session_tokens(const dllm_session *s, int32_t *out, int64_t n)
 {
@@ -249,6 +255,13 @@ int dllm_session_set_tokens(dllm_session *s, const int32_t *ids, int64_t n)
         FAIL_IF(ids[i] < 0 || ids[i] >= s->model->config.vocab, DLLM_E_VALUE, "id %d at row %lld is outside the vocabulary of %d",
                 ids[i], (long long)i, s->model->config.vocab);
     }
+    for (int b = 0; s->strategy->keeps && b < s->n_sequences; b++) { /* drop_unread() kept nothing for these rows */
+        const dllm_sequence *q = &s->sequences[b];
+        for (int32_t r = 0; r < q->fixed; r++)
+            FAIL_IF(ids[q->first + r] == s->params.mask_id, DLLM_E_VALUE,
+                    "sequence %d: row %d of the prompt cannot become a mask under %s, which keeps nothing to fill it from", b, r,
+                    s->strategy->name);
+    }
     for (int b = 0; b < s->n_sequences; b++) dllm_ids_changed(s, &s->sequences[b], ids);
     memcpy(s->ids[0], ids, (size_t)n * sizeof *ids);
     return 0;
@@ -262,13 +275,13 @@ double dllm_seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* An uncached pass over the current ids that wants every row. Kernel failures surface here. */
+/* An uncached pass over the current ids that wants every row. Kernel failures surface here. The clock runs on. */
 static int pass(dllm_session *s)
 {
     FAIL_IF(s->forwarded, DLLM_E_VALUE, "a pass between forward and decide would lose the forward");
     FAIL_IF(dllm_keeps(s) || s->residual.data, DLLM_E_VALUE,
             "logits of all rows take an uncached pass: open a session without a cache or cfg_interval");
-    const double start = dllm_seconds();
+    dllm_begin(s, DLLM_STAGE_PLAN);
     s->n_ask = 0;
     s->everyone = true;
     dllm_plan_branch(s, 0);
@@ -278,7 +291,6 @@ static int pass(dllm_session *s)
     }
     dllm_forward(s, s->branches > 1);
     s->everyone = false;
-    s->stats.seconds += dllm_seconds() - start;
     return dllm_check_device(s);
 }
 
@@ -327,6 +339,7 @@ int dllm_session_logits(dllm_session *s, dllm_mat out, bool shifted)
         for (int32_t i = 0; i < n; i++) put_row(out, at + i, dllm_at(s->logits[0], i));
     }
     s->n_candidates = 0;
+    dllm_finish(s);
     return dllm_check_device(s);
 }
 
@@ -346,8 +359,10 @@ int dllm_session_nll(dllm_session *s, const int32_t *rows, const int32_t *target
         }
         dllm_head(s, (dllm_rows){ .idx = s->candidates, .n = m });
         s->device.ops->nll(&s->device, out + at, s->logits[0], targets + at, m);
+        dllm_count_logits(s, m, 1);
     }
     s->n_candidates = 0;
+    dllm_finish(s);
     return dllm_check_device(s);
 }
 
@@ -359,6 +374,7 @@ int dllm_session_hidden(dllm_session *s, void *out, size_t bytes)
     FAIL_IF(s->branches > 1, DLLM_E_VALUE, "hidden states under guidance: two passes, ask without cfg_scale");
     s->hidden = out;
     const int status = pass(s);
+    if (status >= 0) dllm_finish(s);
     s->hidden = NULL;
     return status;
 }

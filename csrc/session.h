@@ -6,6 +6,7 @@
 
 /* rows.c: row-set algebra; sets are ascending. */
 dllm_rows dllm_range(int32_t first, int32_t n);
+dllm_rows dllm_from(dllm_rows rows, int32_t first); /* without those below first */
 dllm_rows dllm_without(int32_t *space, dllm_rows all, dllm_rows some);
 dllm_rows dllm_join(int32_t *space, dllm_rows a, dllm_rows b);
 /* Indices of the k highest scores, ascending, ties to the lowest; space: n floats. Returns how many. */
@@ -31,6 +32,17 @@ bool dllm_keeps(const dllm_session *s); /* does anything outlive a pass? */
 int dllm_check_device(dllm_session *s); /* 0, or the device's first failure */
 double dllm_seconds(void);              /* monotonic */
 void dllm_rope_row(float *cos_row, float *sin_row, int32_t position, int32_t head_dim, float theta);
+
+/* account.c: what a session costs */
+void dllm_begin(dllm_session *s, dllm_stage stage); /* a call that takes time starts */
+void dllm_enter(dllm_session *s, dllm_stage stage); /* from here on its time goes to this stage */
+void dllm_finish(dllm_session *s);                  /* it is over; the time of a call that fails is not kept */
+void dllm_count_rows(dllm_session *s, dllm_stage stage, uint64_t n, int64_t width); /* n rows of activations moved */
+void dllm_count_pass(dllm_session *s, int64_t embedded,
+                     int64_t asked);    /* outside the layers: rows embedded, rows of the last norm */
+void dllm_count_layer(dllm_session *s); /* the layer's sets are final */
+void dllm_count_head(dllm_session *s, int64_t rows);
+void dllm_count_logits(dllm_session *s, int64_t rows, int times); /* so many passes over rows of logits */
 
 /* watch.c: what a method did, for whoever asked to see it. Nothing happens if nobody did. */
 void dllm_watch_clear(dllm_session *s);

@@ -1,11 +1,14 @@
 /* DyLLM (arXiv 2603.08026): after some full steps only rows whose attention context turned are recomputed. Rows whose own input stood still
  * feel the others through the values that moved (the delta form); a row whose context's cosine with what it was stays above tau keeps
- * its feed-forward output. Three of four partial steps leave the prompt out. */
+ * its feed-forward output. Three of four partial steps leave the prompt out.
+ *
+ * A context may stand still although the row's own token is new: where logits are shifted a row speaks for the next one before and after.
+ * Such a row goes on with what the mask gave, unless keep_seed holds it among the salient ones. */
 #include <math.h>
 
 #include "session.h"
 
-enum { TAU, FULL_STEPS, WHOLE_INTERVAL, REFRESH_INTERVAL, SEED_ALL };
+enum { TAU, FULL_STEPS, WHOLE_INTERVAL, REFRESH_INTERVAL, SEED_ALL, KEEP_SEED };
 enum { ALWAYS_WHOLE = 4 }; /* the official code never leaves the prompt out before this step */
 enum { MODE_FULL, MODE_WHOLE, MODE_ANSWER };
 
@@ -25,11 +28,7 @@ static void plan(dllm_session *s, dllm_sequence *q, dllm_plan *p)
     const int mode = mode_of(s, q);
     const int32_t from = mode == MODE_ANSWER ? q->prompt : 0;
     p->rows = dllm_range(from, q->len - from);
-    p->changed = q->fresh;
-    while (p->changed.n > 0 && p->changed.idx[0] < from) { /* a filled mask of the prompt waits for a whole step */
-        p->changed.idx++;
-        p->changed.n--;
-    }
+    p->changed = dllm_from(q->fresh, from); /* a filled mask of the prompt waits for a whole step */
     if (mode == MODE_FULL || s->params.options[SEED_ALL] != 0) p->changed = p->rows;
     p->n_keys = q->len;
     p->store = true;
@@ -40,9 +39,14 @@ static void plan(dllm_session *s, dllm_sequence *q, dllm_plan *p)
 static dllm_rows after_context(dllm_session *s, dllm_sequence *q, dllm_rows rows, const float *similarity)
 {
     const double tau = s->params.options[TAU];
-    dllm_rows salient = { .idx = q->pick[1 + s->layer % 2] }; /* the previous layer's set is still in use */
-    for (int32_t i = 0; i < rows.n; i++) {
-        if ((double)similarity[i] < tau) q->pick[1 + s->layer % 2][salient.n++] = dllm_row(rows, i);
+    const dllm_rows kept = s->params.options[KEEP_SEED] != 0 ? q->fresh : dllm_range(0, 0);
+    int32_t *picked = q->pick[1 + s->layer % 2]; /* the previous layer's set is still in use */
+    dllm_rows salient = { .idx = picked };
+    for (int32_t i = 0, next = 0; i < rows.n; i++) {
+        const int32_t r = dllm_row(rows, i);
+        while (next < kept.n && dllm_row(kept, next) < r) next++;
+        const bool seed = next < kept.n && dllm_row(kept, next) == r;
+        if (seed || (double)similarity[i] < tau) picked[salient.n++] = r;
     }
     dllm_watch_mode(s, q, mode_of(s, q));
     dllm_watch_chosen(s, q, salient);
@@ -59,6 +63,7 @@ const dllm_strategy dllm_strategy_dyllm = {
         { "whole_interval", "partial steps between two that include the prompt", 4, 1, 1 << 30 },
         { "refresh_interval", "steps between full ones after the first; 0: none", 0, 0, 1 << 30 },
         { "seed_all", "1: every row counts as changed in the first layer; with tau inf and whole_interval 1 the uncached model", 0, 0, 1 },
+        { "keep_seed", "1: a row whose id is new is salient in every layer of the pass that first sees it", 0, 0, 1 },
     },
     .slots = slots,
     .plan = plan,

@@ -78,6 +78,8 @@ static void after_layer(dllm_session *s, dllm_sequence *q, dllm_rows exact, int3
     for (int32_t i = 0; i < n; i++) rows[i] += passing;
     d->ops->copy(d, s->keys, dllm_range(kept, n), s->keys, (dllm_rows){ .idx = rows, .n = n });
     d->ops->copy(d, s->values, dllm_range(kept, n), s->values, (dllm_rows){ .idx = rows, .n = n });
+    dllm_count_rows(s, DLLM_STAGE_CACHE, (uint64_t)block, s->q.cols);
+    dllm_count_rows(s, DLLM_STAGE_CACHE, (uint64_t)(q->len + 2 * 2 * n), s->keys.cols);
 }
 
 const dllm_strategy dllm_strategy_sparse_dllm = {

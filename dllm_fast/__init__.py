@@ -18,6 +18,7 @@ from .hf import accelerate, accelerated, restore
 from .likelihood import log_likelihood, suffix_greedy
 from .loop import GenerateOutput, Step
 from .model import Model, load
+from .threads import thread_runtime
 
 __all__ = [
     "CheckpointError",
@@ -38,4 +39,5 @@ __all__ = [
     "restore",
     "stream",
     "suffix_greedy",
+    "thread_runtime",
 ]

@@ -12,13 +12,15 @@ import numpy as np
 
 from . import __version__
 from .caches import as_cache
+from .ceilings import cpu_name
 from .generate import generate
 from .model import Model
 
 
 @dataclass
 class Row:
-    """One method. Ratios are to the uncached run; agreement is the share of the answer's tokens that are the same."""
+    """One method. Ratios are to the uncached run; agreement is the share of the answer's tokens that are the same; stats: all that
+    was counted, stage by stage."""
 
     cache: str
     seconds: float
@@ -28,6 +30,7 @@ class Row:
     cache_mb: float
     peak_mb: float
     agreement: float
+    stats: dict[str, Any]
 
 
 def run(model: Model, prompt: np.ndarray, caches: Sequence[str], repeats: int = 3, **options: Any) -> list[Row]:
@@ -57,6 +60,7 @@ def _row(name: str, seconds: float, out: Any, uncached_seconds: float, uncached:
         cache_mb=s["cache_bytes"] / 1e6,
         peak_mb=s["peak_bytes"] / 1e6,
         agreement=float(same.mean()),
+        stats=s,
     )
 
 
@@ -73,18 +77,14 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def machine() -> dict[str, str]:
     """What a result file says of where it was made."""
-    cpu = platform.processor()
-    info = pathlib.Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu)
-    return {"cpu": cpu, "python": platform.python_version(), "dllm_fast": __version__, "date": time.strftime("%Y-%m-%d")}
+    return {"cpu": cpu_name(), "python": platform.python_version(), "dllm_fast": __version__, "date": time.strftime("%Y-%m-%d")}
 
 
-def write(rows: Sequence[Row], about: str, path: pathlib.Path) -> None:
-    """Markdown and JSON beside each other, and a PNG if matplotlib is there."""
+def write(rows: Sequence[Row], about: str, path: pathlib.Path, more: str = "") -> None:
+    """Markdown, with what else there is to say, and JSON beside each other, and a PNG if matplotlib is there."""
     where = machine()
     heading = f"{about}\n\n{where['cpu']}, {where['date']}\n\n"
-    path.with_suffix(".md").write_text(heading + markdown(rows) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(heading + markdown(rows) + f"\n{more}", encoding="utf-8")
     path.with_suffix(".json").write_text(json.dumps({"about": about, **where, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
     try:
         import matplotlib

@@ -113,6 +113,10 @@ class DyLLM:
     whole_interval-th. refresh_interval: a full step so often after the first ones; 0: never. exact: a test mode in which every row
     is salient and every step whole, which equals the uncached model. shift (Dream): who speaks for the first answer row when the
     prompt stays out: "carry", the row before as it was; "flat" as in the official code.
+
+    Not in the paper, cheap, and worth trying where answers suffer: keep_seed: a row whose token is new is salient in every layer of
+    the step that first sees it, even if its context stood still, as Dream's often does; seed_all: the first layer's attention is
+    exact in every step.
     """
 
     tau: float = 0.99
@@ -121,6 +125,8 @@ class DyLLM:
     refresh_interval: int = 0
     exact: bool = False
     shift: str = "carry"
+    keep_seed: bool = False
+    seed_all: bool = False
     name: ClassVar[str] = "dyllm"
 
     def __post_init__(self) -> None:
@@ -144,6 +150,8 @@ class DyLLM:
             "full_steps": self.full_steps,
             "whole_interval": self.whole_interval,
             "refresh_interval": self.refresh_interval,
+            "keep_seed": float(self.keep_seed),
+            "seed_all": float(self.seed_all),
         }
         if self.exact:
             options |= {"tau": float("inf"), "whole_interval": 1, "seed_all": 1}

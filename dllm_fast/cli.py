@@ -1,17 +1,17 @@
 """The command dllm-fast: info, check, generate, bench."""
 
 import argparse
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 
-from . import __version__, _core, cuda, live, tokenizer
+from . import __version__, _core, ceilings, cuda, live, tokenizer
 from .caches import CACHES
 from .generate import generate
 from .model import Model, folder_of, load
+from .threads import thread_count, thread_runtime
 
 SHAPE = ("layers", "dim", "heads", "kv_heads", "head_dim", "ffn_dim", "vocab", "max_len")
 SPECIAL = ("mask_id", "eos_id", "eot_id", "pad_id", "bos_id")
@@ -36,6 +36,8 @@ def _parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", help="what runs here; with MODEL, what it is made of")
     info.add_argument("model", nargs="?", metavar="MODEL", help="a checkpoint folder or hub id")
+    info.add_argument("--ceilings", action="store_true", help="measure anew what the cores and the memory can do at best")
+    info.add_argument("--threads", type=int, help="for the ceilings; default: all")
     info.set_defaults(run=_info)
 
     check = commands.add_parser("check", help="every kernel against its plain C twin")
@@ -55,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--batch", type=int, default=1)
     bench.add_argument("--repeats", type=int, default=3, help="the fastest of so many runs counts")
     bench.add_argument("--dtype", default="auto")
+    bench.add_argument("--weights", default="auto", help="int8: rounded while they load")
     bench.add_argument("--threads", type=int)
+    bench.add_argument("--profile", action="store_true", help="also every stage of a step beside the ceilings of this machine")
     bench.add_argument("--out", metavar="FILE", help="also write FILE.md, FILE.json and, with matplotlib, FILE.png")
     bench.set_defaults(run=_bench)
 
@@ -76,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     gen.add_argument("--threshold", type=float, help="reveal whatever has at least this probability")
     gen.add_argument("--seed", type=int, help="for a temperature; default: fresh randomness")
     gen.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    gen.add_argument("--weights", default="auto", help="int8: rounded while they load; half the memory, faster, less exact")
     gen.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     gen.add_argument("--threads", type=int, help="default: all")
     gen.add_argument("--ids", action="store_true", help="the prompt and the answer are token numbers")
@@ -90,14 +95,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _info(args: argparse.Namespace) -> int:
     levels = _core.cpu_levels()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"dllm_fast {__version__}")
-    print(f"cpu:   {' '.join(levels)} ({threads} threads)")
+    print(f"cpu:   {' '.join(levels)} ({thread_count()} threads, {_whose(thread_runtime())})")
     count, line = cuda.state()
     print(f"cuda:  {line if count else 'unavailable: ' + line}")
+    if args.ceilings:
+        backend, n = levels[-1], thread_count(args.threads)
+        print(f"best:  {ceilings.measure(backend, n)} ({backend}, {n} threads; kept in {ceilings.store()})")
     if args.model:
         _describe(load(args.model))
     return 0
+
+
+def _whose(runtime: str) -> str:
+    return "our own, or those of torch where torch is loaded" if runtime == "own" else f"borrowed from {runtime}"
 
 
 def _describe(model: Model) -> None:
@@ -143,19 +154,22 @@ def _print_kernel(level: str, kernel: str, cases: list[dict], timing: bool) -> N
 def _bench(args: argparse.Namespace) -> int:
     from . import bench
 
-    model = load(args.model, dtype=args.dtype, threads=args.threads)
+    model = load(args.model, dtype=args.dtype, threads=args.threads, weights=args.weights)
     c, caches = model.config, list(CACHES) if args.cache == "all" else args.cache.split(",")
     random = np.random.default_rng(0)
     words = np.setdiff1d(np.arange(c["vocab"]), [c[name] for name in SPECIAL])
     prompt = random.choice(words, (args.batch, args.prompt_length))
     lengths = {"gen_length": args.gen_length, "block_length": args.block_length, "steps": args.steps or args.gen_length}
     rows = bench.run(model, prompt, caches, args.repeats, **lengths)
-    where = f"{model.dtype} on {model.device} ({model.backend}, {model.threads} threads)"
+    dtype = f"{model.dtype} with int8 weights" if model.weights == "int8" else model.dtype
+    where = f"{dtype} on {model.device} ({model.backend}, {model.threads} threads)"
     shape = f"prompt {args.prompt_length}, answer {args.gen_length}, block {args.block_length}, {lengths['steps']} steps"
     about = f"{c['family']}, {c['layers']} layers of {c['dim']}, {where}; batch {args.batch}, {shape}"
-    print(about + "\n\n" + bench.markdown(rows))
+    stages = ceilings.profile([(r.cache, r.stats) for r in rows], model) + "\n" if args.profile else ""
+    more = "\n" + stages if stages else ""
+    print(f"{about}\n\n{bench.markdown(rows)}\n{more}", end="")
     if args.out:
-        bench.write(rows, about, pathlib.Path(args.out))
+        bench.write(rows, about, pathlib.Path(args.out), more)
     return 0
 
 
@@ -172,7 +186,7 @@ def _generate(args: argparse.Namespace) -> int:
             "dllm-fast: no MODEL given: a small one that solves puzzles: A123+456= (add), Rhello= (reverse), P= (palindrome)",
             file=sys.stderr,
         )
-    model = load(folder, dtype=args.dtype, device=args.device, threads=args.threads)
+    model = load(folder, dtype=args.dtype, device=args.device, threads=args.threads, weights=args.weights)
     words: tokenizer.Tokenizer = tokenizer.NumberTokenizer() if args.ids else tokenizer.of_folder(folder)
     ids = np.array([words.encode(prompt)], np.int64)
     view = live.View(words.piece, model.config["mask_id"], ids.shape[1], sys.stderr) if args.show else None

@@ -139,7 +139,7 @@ def _run(model: Model, ids: Any, attention_mask: Any, o: Mapping[str, Any]) -> R
         "tokens_hook": o["generation_tokens_hook_func"],
         "logits_hook": o["generation_logits_hook_func"],
     }
-    return Run(model, batch, params, seed=o["seed"], noise=o["noise"], **hooks)
+    return Run(model, batch, params, seed=o["seed"], noise=o["noise"], watch=o["callback"] is not None, **hooks)
 
 
 def _check(o: Mapping[str, Any]) -> None:

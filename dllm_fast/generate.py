@@ -1,7 +1,8 @@
 """LLaDA's way of generating: the function `generate`, and the same as an iterator, `stream`."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from inspect import signature
 from typing import Any
 
 from .caches import as_cache
@@ -11,6 +12,7 @@ from .model import as_model, mask_token, token
 from .rules import quota_params
 
 SCORES = {"low_confidence": "prob", "random": "random"}
+AROUND_THE_RUN = ("return_dict", "output_history", "progress", "callback")  # options that do not shape the ids
 
 
 def generate(
@@ -56,76 +58,56 @@ def generate(
     return_dict: a GenerateOutput with sequences, history (if output_history) and stats, which unpacks as (sequences, nfe).
     progress: True for a bar on stderr, or a function (done, total). callback(step): sees every Step; returning False stops.
     """
-    given = dict(locals())
-    for name in ("return_dict", "output_history", "progress", "callback"):
-        del given[name]
-    run = _run(**given)
+    run = _run(locals(), watch=callback is not None)
     out = run.finish(output_history, progress, callback)
     return out if return_dict else out.sequences
 
 
 def stream(model: Any, prompt: Any, attention_mask: Any = None, **options: Any) -> Iterator[Step]:
     """`generate` as an iterator: yields a Step after every forward pass. Takes the options of `generate` that shape the ids."""
-    return _run(model, prompt, attention_mask, **options).steps()
+    given = signature(generate).bind(model, prompt, attention_mask, **options)
+    for name in given.arguments.keys() & AROUND_THE_RUN:
+        raise TypeError(f"stream() has no {name}: it yields every step")
+    given.apply_defaults()
+    return _run(given.arguments, watch=True).steps()
 
 
-def _run(
-    model: Any,
-    prompt: Any,
-    attention_mask: Any = None,
-    *,
-    steps: int = 128,
-    gen_length: int = 128,
-    block_length: int = 128,
-    temperature: float = 0.0,
-    cfg_scale: float = 0.0,
-    remasking: str = "low_confidence",
-    mask_id: int | None = None,
-    eos_id: int | None = None,
-    eot_id: int | None = None,
-    logits_eos_inf: bool = False,
-    confidence_eos_eot_inf: bool = False,
-    cache: Any = None,
-    rule: str | None = None,
-    threshold: float | None = None,
-    factor: float | None = None,
-    seed: Any = None,
-    noise: Any = None,
-    early_stop: bool | None = None,
-) -> Run:
-    model = as_model(model)
-    cache, decoding = as_cache(cache, model.config["family"]), quota_params(rule, early_stop)
-    if rule != "dyllm":  # which has its own idea of blocks; the core checks its lengths
-        check_lengths(steps, gen_length, block_length, "gen_length")
-    if remasking not in SCORES:
-        raise NotImplementedError(f"remasking={remasking!r}; there is {', '.join(map(repr, SCORES))}")
-    for name, value in (("temperature", temperature), ("cfg_scale", cfg_scale)):
-        if not value >= 0:
-            raise ValueError(f"{name} must be 0 or more, not {value}")
+def _run(o: Mapping[str, Any], watch: bool) -> Run:
+    model = as_model(o["model"])
+    cache, decoding = as_cache(o["cache"], model.config["family"]), quota_params(o["rule"], o["early_stop"])
+    if o["rule"] != "dyllm":  # which has its own idea of blocks; the core checks its lengths
+        check_lengths(o["steps"], o["gen_length"], o["block_length"], "gen_length")
+    if o["remasking"] not in SCORES:
+        raise NotImplementedError(f"remasking={o['remasking']!r}; there is {', '.join(map(repr, SCORES))}")
+    for name in ("temperature", "cfg_scale"):
+        if not o[name] >= 0:
+            raise ValueError(f"{name} must be 0 or more, not {o[name]}")
     params: dict[str, Any] = {
-        "answer_len": gen_length,
-        "block_len": block_length,
-        "steps": steps,
-        "score": SCORES[remasking],
-        "temperature": temperature,
+        "answer_len": o["gen_length"],
+        "block_len": o["block_length"],
+        "steps": o["steps"],
+        "score": SCORES[o["remasking"]],
+        "temperature": o["temperature"],
         "top_p": 1.0,
         "top_k": 0,
         "alg_temp": 0.0,
-        "cfg_scale": cfg_scale,
-        **surest(threshold, factor, rule),
+        "cfg_scale": o["cfg_scale"],
+        **surest(o["threshold"], o["factor"], o["rule"]),
         **decoding,
         **(cache.params() if cache else {}),
-        "logits_eos_inf": logits_eos_inf,
-        "confidence_eos_eot_inf": confidence_eos_eot_inf,
-        "mask_id": mask_token(model, mask_id),
-        "eos_id": token(model, "eos_id", eos_id),
-        "eot_id": token(model, "eot_id", eot_id),
+        "logits_eos_inf": o["logits_eos_inf"],
+        "confidence_eos_eot_inf": o["confidence_eos_eot_inf"],
+        "mask_id": mask_token(model, o["mask_id"]),
+        "eos_id": token(model, "eos_id", o["eos_id"]),
+        "eot_id": token(model, "eot_id", o["eot_id"]),
     }
     needs_eos = [n for n in ("early_stop", "logits_eos_inf", "confidence_eos_eot_inf") if params[n] and params["eos_id"] < 0]
     if needs_eos:
         raise ValueError(f"{needs_eos[0]} needs an end token, and config.json does not say eos_token_id: pass eos_id=")
-    batch = Batch(prompt, attention_mask, vocab=model.config["vocab"], answer_len=gen_length, mask_id=params["mask_id"])
-    return Run(model, batch, params, seed=seed, noise=noise)
+    batch = Batch(
+        o["prompt"], o["attention_mask"], vocab=model.config["vocab"], answer_len=o["gen_length"], mask_id=params["mask_id"]
+    )
+    return Run(model, batch, params, seed=o["seed"], noise=o["noise"], watch=watch)
 
 
 def check_lengths(steps: int, length: int, block_length: int, name: str) -> None:

@@ -91,11 +91,17 @@ def _config_text(hf: Any) -> str:
 # ---- methods ------------------------------------------------------------------------------------------------------------------
 
 
-def accelerate(hf: Any, cache: Any = None, rule: str | None = None, threshold: float | None = None) -> Any:
+def accelerate(hf: Any, cache: Any = None, rule: str | None = None, threshold: float | None = None, weights: str = "auto") -> Any:
     """Makes hf(...) and, for Dream, hf.diffusion_generate(...) run in the C core, on hf's own weights. Returns hf.
 
     cache, rule, threshold: what hf.diffusion_generate uses unless a call says otherwise. `restore(hf)` puts everything back.
+    weights: only "auto", because they are shared; `load` knows "int8".
     """
+    if weights != "auto":
+        raise ValueError(
+            f"weights={weights!r}: an accelerated object shares its own weights, which stay as they are; "
+            "int8 copies are made from files: dllm_fast.load(folder, weights='int8')"
+        )
     check_rule(rule)
     inner = _unwrap(hf)
     model = engine(inner)

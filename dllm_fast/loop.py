@@ -95,7 +95,8 @@ class Step:
 class GenerateOutput:
     """What a run gave. Also unpacks as (sequences, nfe), nfe being the number of steps.
 
-    history[i]: the sequences after step i, or None if it was not asked for. stats: forwards, tokens, seconds, ...
+    history[i]: the sequences after step i, or None if it was not asked for. stats: forwards, tokens, seconds, ...;
+    stats["stages"]: of every stage of a step ("q", "attention", "head", ...) its seconds, flops and bytes.
     """
 
     sequences: Any
@@ -112,6 +113,7 @@ class GenerateOutput:
 class Run:
     """One request: a session of the core, and the way from its packed rows back to the caller's sequences.
 
+    watch: somebody will look at what the caching method does, so the last layer runs for rows that nobody asks, too.
     tokens_hook(index, sequences, logits) and logits_hook(index, sequences, logits) are Dream's two hook functions.
     """
 
@@ -123,13 +125,15 @@ class Run:
         *,
         seed: Any = None,
         noise: Any = None,
+        watch: bool,
         tokens_hook: Callable[..., Any] | None = None,
         logits_hook: Callable[..., Any] | None = None,
     ) -> None:
         self.model, self.batch, self.mask_id, self.total = model, batch, params["mask_id"], params["steps"]
         self.tokens_hook, self.logits_hook = tokens_hook, logits_hook
-        self.watching = params.get("strategy") is not None
-        if self.watching and (tokens_hook or logits_hook):
+        cached = params.get("strategy") is not None
+        self.watching = watch and cached
+        if cached and (tokens_hook or logits_hook):
             raise ValueError("hooks see the logits of all positions, which a cached step does not compute: use cache=None")
         self.session = _core.Session(
             model.core,
@@ -172,7 +176,7 @@ class Run:
 
     def stats(self) -> dict[str, Any]:
         """What the run cost so far."""
-        s = dict(self.session.stats())
+        s: dict[str, Any] = dict(self.session.stats())
         s["rows"] = {stage: s.pop(f"rows_{stage}") for stage in ("v", "k", "q", "out", "ffn", "head")}
         s["tokens_per_second"] = s["tokens"] / s["seconds"] if s["seconds"] > 0 else 0.0
         s["peak_bytes"] = s["weight_bytes"] + s["cache_bytes"] + s["scratch_bytes"]

@@ -8,21 +8,41 @@ import numpy as np
 
 from . import _core, cuda
 from .inputs import Batch, is_tensor
+from .threads import thread_count
 
 DEMO = os.path.join(os.path.dirname(__file__), "data", "llada-tiny")  # trained on puzzles by benchmarks/train_tiny.py
 
+INT8_CACHE = "dllm_fast-int8.bin"
+
 
 def load(
-    path_or_hub_id: str | os.PathLike[str] | None = None, dtype: str = "auto", device: str = "auto", threads: int | None = None
+    path_or_hub_id: str | os.PathLike[str] | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    weights: str = "auto",
+    int8_cache: bool | str | os.PathLike[str] = False,
 ) -> "Model":
     """Loads a LLaDA or Dream checkpoint: a folder with config.json and *.safetensors, or a hub id. None: the one shipped here.
 
     Runs no code of the checkpoint, and needs neither torch nor transformers. The files are mapped, not copied.
     dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16". device: "auto", "cpu", "cuda", "cuda:1".
-    threads: None for as many as this process may use.
+    threads: None for as many as this process may use, and as torch uses if it is loaded; thread_runtime() tells whose.
+
+    weights: "auto", as they are stored and exactly; or "int8" (CPU only): half the memory of bfloat16 and about twice the speed
+    of its matrix products, at the price of small errors. The matrices of the layers and the head are rounded while they load,
+    one scale a row; in every product each row of activations is rounded too. Embedding and norms stay. The copies take memory of
+    their own; nothing else is held.
+    int8_cache: True keeps the copies in the folder, as dllm_fast-int8.bin, a path in that file: the next load maps it and is
+    done. A file made of other weights (told by names, sizes, times of change) is replaced; one that is something else: OSError.
     """
-    device = cuda.resolve(device)
-    return Model(_core.Model.from_folder(folder_of(path_or_hub_id), dtype=dtype, device=device, threads=threads or 0))
+    if weights == "int8" and str(device).startswith("cuda"):
+        raise ValueError(f"weights='int8' runs on the CPU, not on device {device!r}")
+    folder, device = folder_of(path_or_hub_id), "cpu" if weights == "int8" and device == "auto" else cuda.resolve(device)
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "threads": thread_count(threads), "weights": weights}
+    if int8_cache is not False:
+        options["int8_cache"] = os.path.join(folder, INT8_CACHE) if int8_cache is True else int8_cache
+    return Model(_core.Model.from_folder(folder, **options))
 
 
 def folder_of(path_or_hub_id: str | os.PathLike[str] | None) -> str:
@@ -52,7 +72,8 @@ class Model:
         cls, config: str, tensors: Mapping[str, Any], dtype: str = "auto", device: str = "auto", threads: int | None = None
     ) -> "Model":
         """config: the text of config.json. tensors: official parameter names to tensors or arrays, which are kept, not copied."""
-        return cls(_core.Model.from_tensors(config, tensors, dtype=dtype, device=cuda.resolve(device), threads=threads or 0))
+        device = cuda.resolve(device)
+        return cls(_core.Model.from_tensors(config, tensors, dtype=dtype, device=device, threads=thread_count(threads)))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -63,6 +84,11 @@ class Model:
     def dtype(self) -> str:
         """Of the activations."""
         return self.core.dtype
+
+    @property
+    def weights(self) -> str:
+        """dtype of the matrices: "bfloat16", ..., or "int8"."""
+        return self.core.weights
 
     @property
     def device(self) -> str:
@@ -85,7 +111,8 @@ class Model:
     def __repr__(self) -> str:
         c = self.config
         shape = f"{c['layers']} layers of {c['dim']}, vocabulary {c['vocab']}, {self.nbytes / 1e9:.3g} GB"
-        return f"<dllm_fast.Model {c['family']}: {shape}, {self.dtype} on {self.device} ({self.backend}, {self.threads} threads)>"
+        dtype = f"{self.dtype} with int8 weights" if self.weights == "int8" else self.dtype
+        return f"<dllm_fast.Model {c['family']}: {shape}, {dtype} on {self.device} ({self.backend}, {self.threads} threads)>"
 
     def forward(self, ids: Any, attention_mask: Any = None, position_ids: Any = None) -> Any:
         """Logits [batch, length, vocab] of one uncached pass, not shifted; 0 at pads. A list of sequences gives a list.

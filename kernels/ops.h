@@ -82,7 +82,9 @@ struct dllm_ops {
     /* out[out_rows_i] = x[rows_i] / sqrt(mean(x[rows_i]^2) + eps) -> T, times w -> T. */
     void (*rmsnorm)(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows rows, dllm_mat w, float eps);
 
-    /* out[out_rows_i] = x[in_rows_i] * Wt + bias -> dtype of out (T or float32). w [n, k]; bias.data NULL: none. */
+    /* out[out_rows_i] = x[in_rows_i] * Wt + bias -> dtype of out (T or float32). w [n, k]; bias.data NULL: none.
+     * w int8: x[in_rows_i] is rounded to int8 too (int8.h), whole numbers are multiplied and summed exactly, and out_j =
+     * sum * scale_j * scale of x + bias, each operation rounded to float32: every table gives the same bits. */
     void (*linear)(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias);
 
     /* In place: every head of x[x_rows_i] turned by row table_rows_i of cos and sin (float32, [*, head_dim / 2]): channel j pairs with
@@ -154,6 +156,10 @@ extern const dllm_ops dllm_ops_c;
 const dllm_ops *dllm_ops_cpu(const char *level);
 /* Levels this processor has, best last: names[0] is "c". Returns how many. */
 int dllm_cpu_levels(const char *const **names);
+/* Rounds of multiply-adds of t between registers, as many at once as the table's level can make; returns the number of operations.
+ * NULL: not a table of this processor. */
+typedef uint64_t dllm_burst(int64_t rounds);
+dllm_burst *dllm_cpu_burst(const dllm_ops *ops, dllm_dtype t);
 
 DLLM_INLINE int32_t dllm_row(dllm_rows r, int32_t i) { return r.idx ? r.idx[i] : r.first + i; }
 #ifdef __cplusplus

@@ -1,184 +1,71 @@
-/* threads.c: the pool. A caller opens as many seats as it wants helpers; a worker that comes in time takes one, draws tasks until
- * none is left and goes. The caller works too, then closes the seats and waits only for those taken: a worker that the system has
- * not woken yet delays nobody. Between calls workers look for seats for a moment, because kernels follow one another, then sleep.
- * */
+/* threads.c: which threads a call runs on. A borrowed team is as good as our own pool where the machine has processors to spare, and
+ * twice as good between operations of torch. But it waits for every one of its threads, even those that come when the work is done:
+ * on a crowded machine that can take longer than the work. So what is lost that way is measured, and buys time with our own pool,
+ * which waits for nobody. */
 #define _GNU_SOURCE
 #include "threads.h"
+#include "threads_parts.h"
 
 #include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 #include <time.h>
-#include <unistd.h>
 
-enum { MAX_WORKERS = 255, SPIN_NS = 20000 };
+enum { MAX_THREADS = 256, LATE_NS = 100000, PRICE = 32 };
 
-static struct {
-    atomic_bool held; /* by the caller whose job this is; guards what has no other guard */
-    int workers;
-    void (*fn)(void *arg, int task, int thread);
-    void *arg;
-    unsigned tasks;
-    atomic_uint next;    /* task to be drawn */
-    atomic_int seats;    /* free ones; a seat's number is its holder's thread index */
-    atomic_int left;     /* workers that took a seat and have gone */
-    atomic_int asleep;   /* workers that need `wake` */
-    atomic_bool waiting; /* the caller needs `done` */
-    pthread_mutex_t lock;
-    pthread_cond_t wake, done;
-} pool = { .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER };
+static atomic_bool held; /* by the caller that is at work */
+static atomic_bool forbidden;
+static _Atomic(int64_t) own_until; /* written by the holder */
 
-static void relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-static int64_t now(void)
+int64_t dllm_now(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Waits a moment for *v to differ from `from`, or to reach it. */
-static bool spin(atomic_int *v, int from, bool differ)
-{
-    const int64_t end = now() + SPIN_NS;
-    do {
-        for (int i = 0; i < 32; i++) {
-            if ((atomic_load(v) != from) == differ) return true;
-            relax();
-        }
-    } while (now() < end);
-    return false;
-}
-
-static void draw(int thread)
-{
-    for (;;) {
-        const unsigned task = atomic_fetch_add_explicit(&pool.next, 1, memory_order_relaxed);
-        if (task >= pool.tasks) return;
-        pool.fn(pool.arg, (int)task, thread);
-    }
-}
-
-static void sleep_until_seats(void)
-{
-    pthread_mutex_lock(&pool.lock);
-    atomic_fetch_add(&pool.asleep, 1);
-    while (atomic_load(&pool.seats) <= 0) pthread_cond_wait(&pool.wake, &pool.lock);
-    atomic_fetch_sub(&pool.asleep, 1);
-    pthread_mutex_unlock(&pool.lock);
-}
-
-static void *work(void *unused)
-{
-    for (;;) {
-        if (!spin(&pool.seats, 0, true)) sleep_until_seats();
-        int seat = atomic_load(&pool.seats);
-        if (seat <= 0 || !atomic_compare_exchange_strong(&pool.seats, &seat, seat - 1)) continue;
-        draw(seat);
-        atomic_fetch_add(&pool.left, 1);
-        if (atomic_load(&pool.waiting)) {
-            pthread_mutex_lock(&pool.lock);
-            pthread_cond_signal(&pool.done);
-            pthread_mutex_unlock(&pool.lock);
-        }
-    }
-    return NULL;
-}
-
-/* The child of a fork has this thread alone, so it starts again with no pool. */
 static void forget(void)
 {
-    atomic_store(&pool.held, false);
-    pool.workers = 0;
-    atomic_store(&pool.seats, 0);
-    atomic_store(&pool.asleep, 0);
-    atomic_store(&pool.waiting, false);
-    pthread_mutex_init(&pool.lock, NULL);
-    pthread_cond_init(&pool.wake, NULL);
-    pthread_cond_init(&pool.done, NULL);
+    dllm_pool_forget();
+    dllm_openmp_forget();
+    atomic_store(&held, false);
 }
 
-static void watch_forks(void) { pthread_atfork(NULL, NULL, forget); }
+static void add_fork_handler(void) { pthread_atfork(NULL, NULL, forget); }
 
-/* Workers take no signals: those belong to the program's threads. Fewer workers than asked for only means less help. */
-static void hire(int workers)
+static void watch_forks(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, watch_forks);
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    pthread_t thread;
-    while (pool.workers < workers && pthread_create(&thread, NULL, work, NULL) == 0) {
-        pthread_detach(thread);
-        pool.workers++;
-    }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_once(&once, add_fork_handler);
 }
 
-static void open_seats(int seats)
+void dllm_threads_look(void)
 {
-    atomic_store(&pool.next, 0);
-    atomic_store(&pool.left, 0);
-    atomic_store(&pool.seats, seats);
-    if (atomic_load(&pool.asleep) == 0) return;
-    pthread_mutex_lock(&pool.lock);
-    pthread_cond_broadcast(&pool.wake);
-    pthread_mutex_unlock(&pool.lock);
+    if (atomic_load(&forbidden) || dllm_openmp_found()) return;
+    watch_forks();
+    dllm_openmp_find();
 }
 
-static void close_seats(int seats)
+void dllm_threads_allow_borrowing(bool allowed) { atomic_store(&forbidden, !allowed); }
+
+const char *dllm_threads_borrowed(void) { return atomic_load(&forbidden) ? NULL : dllm_openmp_path(); }
+
+/* A team of another size than the last one costs a new thread or the end of one, so its size is `threads` however few the tasks. */
+static void borrow(int threads, int tasks, void (*fn)(void *arg, int task, int thread), void *arg)
 {
-    const int taken = seats - atomic_exchange(&pool.seats, 0);
-    if (spin(&pool.left, taken, false)) return;
-    pthread_mutex_lock(&pool.lock);
-    atomic_store(&pool.waiting, true);
-    while (atomic_load(&pool.left) != taken) pthread_cond_wait(&pool.done, &pool.lock);
-    atomic_store(&pool.waiting, false);
-    pthread_mutex_unlock(&pool.lock);
+    const int64_t late = dllm_openmp_parallel(threads, tasks, fn, arg);
+    if (late > LATE_NS) atomic_store(&own_until, dllm_now() + PRICE * late);
 }
 
 void dllm_parallel(int threads, int tasks, void (*fn)(void *arg, int task, int thread), void *arg)
 {
-    if (threads > tasks) threads = tasks;
-    if (threads > MAX_WORKERS + 1) threads = MAX_WORKERS + 1;
-    if (threads <= 1 || atomic_exchange(&pool.held, true)) {
+    if (threads <= 1 || tasks <= 1 || atomic_exchange(&held, true)) {
         for (int i = 0; i < tasks; i++) fn(arg, i, 0);
         return;
     }
-    if (pool.workers < threads - 1) hire(threads - 1);
-    pool.fn = fn;
-    pool.arg = arg;
-    pool.tasks = (unsigned)tasks;
-    open_seats(threads - 1);
-    draw(0);
-    close_seats(threads - 1);
-    atomic_store(&pool.held, false);
-}
-
-int dllm_threads_default(void)
-{
-#if defined(__linux__)
-    for (int cpus = 1024; cpus <= 1 << 20; cpus *= 2) { /* the kernel refuses a set smaller than its own */
-        cpu_set_t *set = CPU_ALLOC(cpus);
-        const size_t size = CPU_ALLOC_SIZE(cpus);
-        const bool known = set && sched_getaffinity(0, size, set) == 0;
-        const int n = known ? CPU_COUNT_S(size, set) : 0;
-        CPU_FREE(set);
-        if (n > 0) return n;
-    }
-#endif
-    const long online = sysconf(_SC_NPROCESSORS_ONLN);
-    return online > 1 ? (int)online : 1;
+    watch_forks();
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    if (dllm_openmp_found() && !atomic_load(&forbidden) && dllm_now() >= atomic_load(&own_until)) borrow(threads, tasks, fn, arg);
+    else dllm_pool_parallel(threads < tasks ? threads : tasks, tasks, fn, arg);
+    atomic_store(&held, false);
 }

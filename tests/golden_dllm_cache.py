@@ -195,6 +195,7 @@ def inside(folder: Folder, case: Mapping[str, Any], a: Arrays, check: Check) -> 
     keep = a["attention_mask"] != 0 if "attention_mask" in a else np.ones_like(a["prompt_ids"], bool)
     prompts = [row[k].astype(np.int32) for row, k in zip(a["prompt_ids"], keep, strict=True)]
     params: dict[str, Any] = {"answer_len": g, "steps": case["steps"], "mask_id": folder.manifest["mask_id"], **cache.params()}
+    params["watch"] = True  # what the last layer keeps is recorded for every row
     dream = "alg" in case
     names = {"entropy": "entropy", "origin": "origin", "maskgit_plus": "prob", "topk_margin": "margin"}
     params |= (

@@ -131,6 +131,7 @@ def session_of(folder: Folder, case: Mapping[str, Any], **change: Any) -> Any:
         "answer_len": o["max_new_tokens"],
         "steps": o["steps"],
         "block_len": o["block_size"],
+        "watch": True,  # what the last layer keeps is recorded for every row
     }
     params |= {"rule": "steady", "gumbel": False, "argmax": True, "score": "entropy" if case["family"] == "dream" else "prob"}
     params |= {"threshold": o["confidence_threshold"], "early_stop": not o["ignore_eos"]}

@@ -14,7 +14,7 @@ import pytest
 from conftest import MODELS
 
 import dllm_fast
-from dllm_fast import _core, cli, live, tokenizer
+from dllm_fast import _core, ceilings, cli, live, tokenizer
 from dllm_fast.model import DEMO
 
 LLADA = str(MODELS / "llada_tiny")
@@ -24,7 +24,7 @@ def test_info(capsys):
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"dllm_fast {dllm_fast.__version__}\n")
-    assert re.search(rf"^cpu:   {' '.join(_core.cpu_levels())} \(\d+ threads\)$", out, re.M)
+    assert re.search(rf"^cpu:   {' '.join(_core.cpu_levels())} \(\d+ threads, (our own|borrowed from .+/lib.*omp).*\)$", out, re.M)
     assert len(re.findall(r"^cuda:  .+$", out, re.M)) == 1 and len(out.splitlines()) == 3
 
 
@@ -33,6 +33,80 @@ def test_info_of_a_model(capsys):
     out = capsys.readouterr().out
     assert "layers 3, dim 64, heads 4" in out and "mask_id 300, eos_id 290" in out
     assert f"bytes: {dllm_fast.load(LLADA).nbytes:,}\n" in out
+
+
+@pytest.fixture
+def remembered(tmp_path, monkeypatch):
+    """The file of the ceilings, and a list of what was measured: every measurement finds another bandwidth."""
+    measured = []
+
+    def measure(device, threads):
+        measured.append((device, threads))
+        return {"bytes": 1e9 * len(measured), "float32": 1e10, "bfloat16": 4e10, "int8": 8e10}
+
+    monkeypatch.setattr(_core, "ceilings", measure)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "dllm_fast" / "ceilings.json", measured
+
+
+def test_ceilings_are_measured_once(remembered, capsys):
+    path, measured = remembered
+    level = _core.cpu_levels()[-1]
+    assert cli.main(["info"]) == 0 and not measured
+    first = ceilings.ceilings(level, 2)
+    assert ceilings.ceilings(level, 2) == first and measured == [(f"cpu:{level}", 2)]
+    assert cli.main(["info", "--ceilings", "--threads", "2"]) == 0  # asks for a fresh one
+    out = capsys.readouterr().out
+    assert measured == [(f"cpu:{level}", 2)] * 2
+    assert "2.0 GB/s read, 10 GFLOP/s float32, 40 GFLOP/s bfloat16, 80 GFLOP/s int8" in out
+    assert ceilings.ceilings(level, 2).bytes == 2e9 != first.bytes
+    assert ceilings.ceilings("c", 2).bytes == 3e9 and ceilings.ceilings(level, 2).bytes == 2e9  # each level has its own
+    assert len(json.loads(path.read_text())) == 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"KEY": {"bytes": 1}}'])
+def test_ceilings_of_a_spoilt_file(remembered, text):
+    path, measured = remembered
+    ceilings.ceilings("c", 1)
+    [key] = json.loads(path.read_text())
+    path.write_text(text.replace("KEY", key))
+    assert ceilings.ceilings("c", 1).bytes == 2e9 and ceilings.ceilings("c", 1).bytes == 2e9 and len(measured) == 2
+
+
+def test_ceilings_without_a_cache_folder(remembered):
+    path, measured = remembered
+    path.parent.write_text("a file where the folder would be")
+    assert ceilings.ceilings("c", 1).bytes == 1e9 and ceilings.ceilings("c", 1).bytes == 2e9
+
+
+def test_ceilings_for_real():
+    best = _core.ceilings("cpu", 1)
+    assert best.keys() == {"bytes", "float32", "bfloat16", "int8"} and min(best.values()) > 0
+    with pytest.raises(ValueError, match="z80"):
+        _core.ceilings("cpu:z80", 1)
+
+
+def test_bench_profile(remembered, tmp_path, capsys):
+    out = tmp_path / "profile"
+    arguments = ["bench", LLADA, "--cache", "dyllm", "--gen-length", "8", "--block-length", "8", "--repeats", "1", "--threads", "1"]
+    assert cli.main([*arguments, "--prompt-length", "6"]) == 0
+    assert "attention" not in capsys.readouterr().out
+    assert cli.main([*arguments, "--prompt-length", "6", "--profile", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert out.with_suffix(".md").read_text().endswith(text[text.index("| | tokens/s") :])
+    tables = re.split(r"\*\*(\w+)\*\*: (\d+)% of the step is inside matrix products and attention", text)
+    assert [tables[1], tables[4]] == ["uncached", "dyllm"] and 0 < int(tables[2]) < 100
+    for row, table in zip(json.loads(out.with_suffix(".json").read_text())["rows"], (tables[3], tables[6]), strict=True):
+        stages, lines = row["stats"]["stages"], table.split("\n")
+        for name, cost in stages.items():
+            [line] = [line for line in lines if line.startswith(f"| {name} |")]
+            if cost["seconds"]:
+                cells = [float(cell.strip(" %")) for cell in line.split("|")[2:-1]]
+                floor = max(cost["bytes"] / 1e9, cost["flops"] / 1e10)  # float32
+                share = cost["seconds"] / row["stats"]["seconds"]
+                rates = [cost["flops"] / cost["seconds"] / 1e9, cost["bytes"] / cost["seconds"] / 1e9]
+                expected = [cost["seconds"] / 8 * 1e3, 100 * share, *rates, 100 * floor / cost["seconds"]]
+                np.testing.assert_allclose(cells, expected, rtol=0, atol=0.51)
 
 
 def test_generate_without_a_model(capsys):

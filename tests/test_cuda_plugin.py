@@ -127,4 +127,4 @@ def test_devices_and_threads_are_as_asked():
         model = _core.Model.from_folder(str(MODEL), device=f"cpu:{level}", threads=3)
         assert (model.device, model.backend, model.threads) == ("cpu", level, 3)
     best = _core.Model.from_folder(str(MODEL), device="cpu")
-    assert best.backend == _core.cpu_levels()[-1] and best.threads == len(os.sched_getaffinity(0))
+    assert best.backend == _core.cpu_levels()[-1] and best.threads == _core.default_threads()

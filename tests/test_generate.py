@@ -136,16 +136,13 @@ def test_bfloat16_is_no_id(llada):
         generate(llada, torch.ones(1, 3, dtype=torch.bfloat16), **SMALL)
 
 
-def test_signatures_agree():
-    """stream takes the options of generate, with the same defaults; positional arguments are in the official order."""
-    from dllm_fast.generate import _run
-
+def test_the_official_order_of_arguments(llada):
     names = inspect.signature(generate_function).parameters
-    inner = inspect.signature(_run).parameters
     official = "model prompt attention_mask steps gen_length block_length temperature cfg_scale remasking mask_id"
     assert list(names)[:10] == official.split()
-    assert set(names) - set(inner) == {"return_dict", "output_history", "progress", "callback"}
-    assert all(names[n].default == p.default for n, p in inner.items())
+    for name in ("return_dict", "output_history", "progress", "callback", "no_such_option"):
+        with pytest.raises(TypeError, match=name):
+            dllm_fast.stream(llada, [[5]], **{name: None})
 
 
 # ---- watching a run --------------------------------------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ DEGENERATE = {
     "one step a block": (SparseDLLM(0.0, None), {"steps": 2}), "only full steps": (DyLLM(full_steps=16), {}),
     "always due": (DyLLM(full_steps=1, refresh_interval=1), {}), "exact": (DyLLM(exact=True), {}),
     "exact after one full step": (DyLLM(full_steps=0, exact=True), {}),
+    "exact by its parts": (DyLLM(tau=float("inf"), whole_interval=1, seed_all=True, keep_seed=True), {}),
 }  # fmt: skip
 
 
@@ -288,6 +289,11 @@ def test_the_core_checks_for_itself():
     for strategy, words in table:
         with pytest.raises(ValueError, match=words):
             _core.Session(core, {"answer_len": 8, "block_len": 8, "steps": 8, "strategy": strategy}, prompt)
+    session = _core.Session(core, {"answer_len": 8, "block_len": 8, "steps": 8, "strategy": "dyllm", "mask_id": MASK}, prompt)
+    ids = session.tokens()
+    ids[3] = MASK
+    with pytest.raises(ValueError, match="sequence 0: row 3 of the prompt cannot become a mask under dyllm"):
+        session.set_tokens(ids)
 
 
 def test_what_a_call_refuses(rng):
@@ -378,6 +384,26 @@ def test_what_a_step_shows(rng):
         assert step.mode[:, 0].tolist() == [mode] * layers
         for chosen, cos in zip(step.chosen, step.decided_by, strict=True):
             assert chosen[0].tolist() == (np.flatnonzero(cos[0] < 0.95).tolist() if mode > 0 else [])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tau", [-1.5, 0.95])
+def test_a_new_token_stays_salient_if_asked(family, tau, rng):
+    """In every layer: what turned, and the rows written last; in a batch as alone."""
+    model, rows, shape = one(family), ragged(rng), {"answer": 16, "steps": 16, "block": 8}
+    cache, steps = DyLLM(tau, full_steps=2, keep_seed=True), Seen()
+    out = run(model, rows, cache=cache, callback=steps, **shape)
+    added, written = 0, steps[1].committed
+    for before, step in zip(steps[1:], steps[2:], strict=False):
+        written = [new if len(new) else old for new, old in zip(before.committed, written, strict=True)]
+        for chosen, cosines in zip(step.chosen, step.decided_by, strict=True):
+            for b in range(len(rows)):
+                turned = np.flatnonzero(cosines[b] < tau)
+                assert chosen[b].tolist() == np.union1d(turned, written[b]).tolist()
+                added += len(chosen[b]) - len(turned)
+    assert added > 0
+    for row, ids in zip(rows, out.sequences, strict=True):
+        np.testing.assert_array_equal(run(model, row[None], cache=cache, **shape).sequences[0], ids)
 
 
 def test_guidance_has_a_cache_of_its_own(rng):
@@ -523,6 +549,27 @@ def test_flops_of_dyllm(family, rng):
     assert 0.8 * bound < stats["flops"] - heads.total <= bound
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cache", [DLLMCache(4, 3, 0.3), DyLLM(tau=0.97, full_steps=3)], ids=str)
+def test_the_last_layer_leaves_out_rows_that_nobody_asks(family, cache, rng):
+    """Unless somebody watches: then it costs their queries, attention, output projection and feed-forward, and changes no id."""
+    prompt = text_ids(rng, P)[None]
+    shape = {"answer": G, "steps": S, "block": B, "cache": cache}
+    model, steps = one(family), Seen()
+    watched, alone = run(model, prompt, callback=steps, **shape), run(model, prompt, **shape)
+    np.testing.assert_array_equal(watched.sequences, alone.sequences)
+    cost, length, low = Cost(model), P + G, P - (family == "dream")  # Dream's last prompt row speaks for the first answer row
+    for t in range(S):
+        if cache.name == "dllm-cache" and t % 4 == 0 or cache.name == "dyllm" and t < 3:
+            cost.layer(0, 0, low, low, low, low * length, low * length)
+        elif cache.name == "dyllm" and (t == 3 or (t + 1) % 4 == 0):
+            changed, salient = (steps[t].chosen[layer][0] for layer in (-2, -1))
+            low_changed, low_salient = ((rows < low).sum() for rows in (changed, salient))
+            summed = low_changed * length + (low - low_changed) * len(changed)
+            cost.layer(0, 0, low, low, low_salient, low * length, summed)
+    assert watched.stats["flops"] - alone.stats["flops"] == cost.total > 0
+
+
 def previous(steps, t, start):
     """How many rows the latest step that wrote anything wrote, in the window."""
     wrote = [step.committed[0] for step in steps[: t - 1] if len(step.committed[0])]
@@ -558,6 +605,51 @@ def test_flops_uncached_is_what_an_uncached_run_of_these_steps_costs(family, rng
             cost.last(length, length, len(speakers))
             cost.head(n)
         assert stats["flops_uncached"] == cost.total > stats["flops"] / 0.95
+
+
+@pytest.mark.parametrize("family, options", [("llada", {}), ("llada", GUIDED), ("dream", {})])
+@pytest.mark.parametrize("cache", [None, *CACHES])
+def test_stages_add_up(family, options, cache, rng):
+    """Every product's operations are twice its rows times its matrix; the stages together are the step."""
+    model, steps, stats = counted(family, CACHES.get(cache), rng, **options)
+    stages, rows, c = stats["stages"], stats["rows"], model.config
+    dim, wide, kv, ffn = c["dim"], c["heads"] * c["head_dim"], c["kv_heads"] * c["head_dim"], c["ffn_dim"]
+    products = {
+        **{"v": rows["v"] * dim * kv, "k": rows["k"] * dim * kv, "q": rows["q"] * dim * wide, "o": rows["out"] * dim * wide},
+        **dict.fromkeys(("gate", "up", "down"), rows["ffn"] * dim * ffn),
+        "head": rows["head"] * dim * c["vocab"],
+    }
+    assert {name: stages[name]["flops"] for name in products} == {name: 2 * n for name, n in products.items()}
+    assert sum(cost["flops"] for cost in stages.values()) == stats["flops"]
+    assert stages["attention"]["flops"] == stats["flops"] - 2 * sum(products.values()) > 0
+    assert sum(cost["seconds"] for cost in stages.values()) == pytest.approx(stats["seconds"])
+    assert (stages["cache"]["bytes"] > 0) == (cache is not None)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bytes_of_an_uncached_pass(family, rng):
+    """Weights once, rows in and out; attention reads every key and value once."""
+    model = tiny(f"{family}_tiny", "float32")  # the weights are bfloat16
+    c, n, layers = model.config, 19, model.config["layers"]
+    session = _core.Session(model.core, {"answer_len": 0}, [text_ids(rng, n).astype(np.int32)])
+    session.hidden()
+    dim, wide, kv, ffn = c["dim"], c["heads"] * c["head_dim"], c["kv_heads"] * c["head_dim"], c["ffn_dim"]
+    bias = family == "dream"
+    numbers = {  # of weights, of activations
+        "embed": (n * dim, n * dim + n),
+        "norm": ((2 * layers + 1) * dim, (2 * layers + 1) * 2 * n * dim),
+        "v": (layers * (dim + bias) * kv, layers * n * (dim + kv)),
+        "k": (layers * (dim + bias) * kv, layers * n * (dim + kv)),
+        "q": (layers * (dim + bias) * wide, layers * n * (dim + wide)),
+        "rope": (0, layers * n * (2 * wide + 2 * kv + 2 * c["head_dim"])),
+        "attention": (0, layers * n * (2 * wide + 2 * kv)),
+        "o": (layers * dim * wide, layers * n * (wide + dim)),
+        **dict.fromkeys(("gate", "up", "down"), (layers * dim * ffn, layers * n * (dim + ffn))),
+        "swiglu": (0, layers * n * 3 * ffn),
+        "add": (0, layers * n * 6 * dim),
+    }
+    moved = {name: cost["bytes"] for name, cost in session.stats()["stages"].items() if cost["bytes"]}
+    assert moved == {name: 2 * weights + 4 * rest for name, (weights, rest) in numbers.items()}
 
 
 @pytest.mark.parametrize("family, dtype", [("llada", "float32"), ("dream", "float32"), ("llada", "bfloat16")])

@@ -27,4 +27,5 @@ void dllm_predict_c(dllm_device *d, int32_t *token, float *score, float *prob, d
 /* A row's token; bans are done, z may be overwritten. heap: n numbers of scratch, noise: the row's, or NULL. */
 int32_t dllm_draw_c(float *z, int64_t n, const dllm_sampling *how, const dllm_key *key, const void *noise, int32_t *heap);
 void dllm_nll_c(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n);
+uint64_t dllm_burst_c(int64_t rounds);
 #endif

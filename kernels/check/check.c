@@ -134,7 +134,7 @@ static outcome run(side *s, const dllm_trial *t, int threads, int32_t first, int
 /* ---- judging ---------------------------------------------------------------------------------------------------------------- */
 static size_t element_size(const dllm_trial_array *a)
 {
-    return a->kind == TRIAL_F64 ? 8 : a->kind == TRIAL_F32 || a->kind == TRIAL_I32 ? 4 : 2;
+    return a->kind == TRIAL_F64 ? 8 : a->kind == TRIAL_F32 || a->kind == TRIAL_I32 ? 4 : a->kind == TRIAL_I8 ? 1 : 2;
 }
 
 static unsigned char *row_of(const dllm_trial *t, int array, unsigned char *bytes, int32_t i)

@@ -20,6 +20,9 @@ typedef struct {
  * failed cases, or DLLM_E_VALUE for a name that no kernel has. */
 int dllm_check(const dllm_device *device, const char *kernel, uint64_t seed, bool timing,
                void (*report)(void *arg, const dllm_check_result *result), void *arg);
+
+/* Best of `laps` seconds of a product of [rows, k] with [n, k], both bfloat16, and with int8 weights. false: out of memory. */
+bool dllm_race(const dllm_ops *ops, int64_t n, int64_t k, int32_t rows, int threads, int laps, double seconds[2]);
 #ifdef __cplusplus
 }
 #endif

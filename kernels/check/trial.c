@@ -8,7 +8,7 @@ enum { GUARD = 128 };
 
 static size_t size_of(dllm_trial_kind k)
 {
-    static const size_t sizes[] = { 4, 2, 2, 4, 8, sizeof(dllm_key) };
+    static const size_t sizes[] = { 4, 2, 2, 1, 4, 8, sizeof(dllm_key) };
     return sizes[k];
 }
 
@@ -64,6 +64,7 @@ double dllm_trial_get(const dllm_trial *t, int array, int64_t row, int64_t col)
     const dllm_trial_array *a = &t->array[array];
     if (!a->image) return 0;
     const void *p = element(t, array, row, col);
+    if (a->kind == TRIAL_I8) return *(const int8_t *)p;
     if (a->kind == TRIAL_I32) return *(const int32_t *)p;
     if (a->kind == TRIAL_F64) return *(const double *)p;
     return (double)dllm_get(p, (dllm_dtype)a->kind, 0);
@@ -74,7 +75,8 @@ void dllm_trial_set(dllm_trial *t, int array, int64_t row, int64_t col, double v
     const dllm_trial_array *a = &t->array[array];
     if (!a->image) return;
     void *p = element(t, array, row, col);
-    if (a->kind == TRIAL_I32) *(int32_t *)p = (int32_t)value;
+    if (a->kind == TRIAL_I8) *(int8_t *)p = (int8_t)value;
+    else if (a->kind == TRIAL_I32) *(int32_t *)p = (int32_t)value;
     else if (a->kind == TRIAL_F64) *(double *)p = value;
     else dllm_put(p, (dllm_dtype)a->kind, 0, (float)value);
 }

@@ -9,6 +9,7 @@ typedef enum {
     TRIAL_F32 = DLLM_F32,
     TRIAL_BF16 = DLLM_BF16,
     TRIAL_F16 = DLLM_F16,
+    TRIAL_I8 = DLLM_I8, /* int8 weights, as a row of bytes */
     TRIAL_I32,
     TRIAL_F64,
     TRIAL_KEY

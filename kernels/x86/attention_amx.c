@@ -12,6 +12,7 @@
 
 #include "attention.h"
 #include "simd.h"
+#include "tiles.h"
 
 enum { EDGE = 32, TILE = 1024, PAIR = 2 * TILE, AHEAD = 16 }; /* a pair of tiles, of so many bytes, is 32 x 32 bfloat16 */
 
@@ -38,16 +39,6 @@ static size_t scratch(int64_t keys, int64_t head_dim)
 {
     const int64_t blocks = round_up(keys, EDGE) / EDGE, groups = round_up(head_dim, EDGE) / EDGE;
     return (size_t)(PAIR * (groups + 2 * groups * blocks + 2 * blocks + blocks + 2));
-}
-
-static void configure(void)
-{
-    static const struct __attribute__((packed)) {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } whole = { .palette = 1, .bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { 16, 16, 16, 16, 16, 16, 16, 16 } };
-    _tile_loadconfig(&whole);
 }
 
 /* Tile instructions do not tell the compiler which memory they read and write. */
@@ -286,7 +277,7 @@ static void run(const struct attention *a, const struct part *p, char *memory)
     w.scores = (float *)(void *)(w.v + w.groups * w.blocks * PAIR);
     w.weights = (char *)w.scores + 2 * w.blocks * PAIR;
     w.sums = (float *)(void *)(w.weights + w.blocks * PAIR);
-    configure();
+    configure_tiles();
     for (w.first = 0; w.first < p->n; w.first += EDGE) {
         w.n = p->n - w.first < EDGE ? p->n - w.first : EDGE;
         pack_queries(&w);

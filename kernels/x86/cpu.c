@@ -1,6 +1,7 @@
 /* cpu.c: which tables this processor can run. A level's table is the one below it with better kernels put in; all are built once.
  * */
 #define _GNU_SOURCE
+#include "../c/c.h"
 #include "x86.h"
 
 #include <pthread.h>
@@ -51,6 +52,8 @@ static bool grant_tiles(void)
 #endif
 }
 
+static bool has_vnni(void) { return has(7, 0, 'c', 11); }
+
 static bool usable(dllm_x86_level level)
 {
     switch (level) {
@@ -59,9 +62,9 @@ static bool usable(dllm_x86_level level)
     case DLLM_X86_AVX512F:
         return saved(0xe6) && has(7, 0, 'b', 16) && has(7, 0, 'b', 17) && has(7, 0, 'b', 30) && has(7, 0, 'b', 31);
     case DLLM_X86_AVX512BF16:
-        return has(7, 1, 'a', 5);
+        return has(7, 1, 'a', 5) && has_vnni();
     case DLLM_X86_AMX:
-        return has(7, 0, 'd', 22) && has(7, 0, 'd', 24) && grant_tiles();
+        return has(7, 0, 'd', 22) && has(7, 0, 'd', 24) && has(7, 0, 'd', 25) && grant_tiles();
     }
     return false;
 }
@@ -83,13 +86,19 @@ static void build(void)
         tables[i].scratch = scratch;
         dllm_x86_rows(&tables[i], (dllm_x86_level)i);
         dllm_x86_keep(&tables[i], (dllm_x86_level)i);
-        dllm_x86_linear(&tables[i], (dllm_x86_level)i);
+        dllm_x86_linear(&tables[i], (dllm_x86_level)i, has_vnni());
         dllm_x86_attention(&tables[i], (dllm_x86_level)i);
         cpu.tables[i] = &tables[i];
     }
 }
+
+static dllm_burst *burst_of(int level, dllm_dtype t)
+{
+    return level ? dllm_x86_burst((dllm_x86_level)level, t, has_vnni()) : dllm_burst_c;
+}
 #else
 static void build(void) {}
+static dllm_burst *burst_of(int level, dllm_dtype t) { return dllm_burst_c; }
 #endif
 
 int dllm_cpu_levels(const char *const **names)
@@ -107,5 +116,12 @@ const dllm_ops *dllm_ops_cpu(const char *level)
     if (!*level) return cpu.tables[n - 1];
     for (int i = 0; i < n; i++)
         if (strcmp(names[i], level) == 0) return cpu.tables[i];
+    return NULL;
+}
+
+dllm_burst *dllm_cpu_burst(const dllm_ops *ops, dllm_dtype t)
+{
+    for (int i = 0; i < cpu.n; i++)
+        if (cpu.tables[i] == ops) return burst_of(i, t);
     return NULL;
 }

@@ -1,6 +1,8 @@
 /* linear.c: matrix products on x86: which way a product goes, and the driver of the dot way. */
 #include "linear.h"
 
+#include "linear_i8.h"
+
 #if defined(__x86_64__)
 #include <stdio.h>
 
@@ -180,37 +182,51 @@ void dllm_linear_dot(const struct product *p, const struct dot *kind)
     }
 }
 
+static bool both_bf16(const struct product *p) { return p->x.dtype == DLLM_BF16 && p->w.dtype == DLLM_BF16; }
+
 static void linear_avx2(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias)
 {
-    dllm_linear_dot(&(struct product){ d, out, out_rows, x, in_rows, w, bias }, &dllm_dot_avx2);
+    const struct product p = { d, out, out_rows, x, in_rows, w, bias };
+    if (w.dtype == DLLM_I8) dllm_linear_i8(&p, &dllm_i8_avx2, false);
+    else dllm_linear_dot(&p, &dllm_dot_avx2);
 }
 
 static void linear_avx512f(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w,
                            dllm_mat bias)
 {
-    dllm_linear_dot(&(struct product){ d, out, out_rows, x, in_rows, w, bias }, &dllm_dot_avx512f);
+    const struct product p = { d, out, out_rows, x, in_rows, w, bias };
+    if (w.dtype == DLLM_I8) dllm_linear_i8(&p, &dllm_i8_avx2, false);
+    else dllm_linear_dot(&p, &dllm_dot_avx512f);
 }
 
-static bool both_bf16(dllm_mat x, dllm_mat w) { return x.dtype == DLLM_BF16 && w.dtype == DLLM_BF16; }
+static void linear_avx512vnni(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w,
+                              dllm_mat bias)
+{
+    const struct product p = { d, out, out_rows, x, in_rows, w, bias };
+    if (w.dtype == DLLM_I8) dllm_linear_i8(&p, &dllm_i8_avx512, false);
+    else dllm_linear_dot(&p, &dllm_dot_avx512f);
+}
 
 static void linear_avx512bf16(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w,
                               dllm_mat bias)
 {
-    dllm_linear_dot(&(struct product){ d, out, out_rows, x, in_rows, w, bias },
-                    both_bf16(x, w) ? &dllm_dot_avx512bf16 : &dllm_dot_avx512f);
+    const struct product p = { d, out, out_rows, x, in_rows, w, bias };
+    if (w.dtype == DLLM_I8) dllm_linear_i8(&p, &dllm_i8_avx512, false);
+    else dllm_linear_dot(&p, both_bf16(&p) ? &dllm_dot_avx512bf16 : &dllm_dot_avx512f);
 }
 
 static void linear_amx(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias)
 {
     const struct product p = { d, out, out_rows, x, in_rows, w, bias };
-    if (both_bf16(x, w)) dllm_linear_amx(&p);
+    if (both_bf16(&p)) dllm_linear_amx(&p);
+    else if (w.dtype == DLLM_I8) dllm_linear_i8(&p, &dllm_i8_avx512, true);
     else dllm_linear_dot(&p, &dllm_dot_avx512f);
 }
 
-void dllm_x86_linear(dllm_ops *t, dllm_x86_level level)
+void dllm_x86_linear(dllm_ops *t, dllm_x86_level level, bool vnni)
 {
     t->linear = level == DLLM_X86_AVX2         ? linear_avx2
-                : level == DLLM_X86_AVX512F    ? linear_avx512f
+                : level == DLLM_X86_AVX512F    ? (vnni ? linear_avx512vnni : linear_avx512f)
                 : level == DLLM_X86_AVX512BF16 ? linear_avx512bf16
                                                : linear_amx;
 }
@@ -220,6 +236,6 @@ size_t dllm_x86_linear_scratch(const dllm_device *d, const dllm_config *c, dllm_
     const int64_t k = at_least(at_least(c->dim, c->ffn_dim), (int64_t)c->heads * c->head_dim);
     const int threads = d->threads > 1 ? d->threads : 1;
     const size_t dot = dllm_linear_dot_scratch(threads, rows, k), amx = dllm_linear_amx_scratch(threads, rows, k);
-    return dot > amx ? dot : amx;
+    return (size_t)at_least((int64_t)(dot > amx ? dot : amx), (int64_t)dllm_linear_i8_scratch(threads, rows, k));
 }
 #endif

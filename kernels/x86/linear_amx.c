@@ -9,12 +9,12 @@
 
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-bf16,prefer-vector-width=512")
+#include "tiles.h"
 #include "vec512.h"
 
 enum {
     EDGE = 32,                  /* rows of weights in a panel, tokens in a block, k in a step */
     STEP = 2048,                /* bytes of a step of a block: two tiles */
-    HOME = 4096,                /* bytes of a block's C tiles */
     STEPS = 16,                 /* of a piece: 32 KiB of weights in L1 */
     A_STRIDE = STEPS * 64 + 64, /* of a copied row of weights: rows begin in different sets of L1 */
     EARLY = 8,                  /* rows of the next piece fetched while a piece is copied; the others come while it is used */
@@ -33,16 +33,6 @@ struct pass {
     int64_t range;        /* pieces of k a task does for one panel before it turns to its next */
     char *packed, *homes; /* [pieces][blocks][STEPS][STEP], [threads][PANELS][blocks][HOME] */
 };
-
-static void configure(void)
-{
-    static const struct __attribute__((packed)) {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } whole = { .palette = 1, .bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { 16, 16, 16, 16, 16, 16, 16, 16 } };
-    _tile_loadconfig(&whole);
-}
 
 static bool halves(const struct pass *s, int64_t block) { return s->rows - block * EDGE > 16; }
 
@@ -120,27 +110,6 @@ VEC void multiply(const char *a, int64_t stride, const char *b, int64_t steps, s
     }
 }
 
-/* C tiles of one block go home and those of the next come, one by one, so that the unit never waits for all of them. */
-VEC void exchange(char *done, const char *next, const bool leave, const bool come)
-{
-#define EXCHANGE(tile)                                                                                                             \
-    if (leave) _tile_stored(tile, done + tile * 1024, 64);                                                                         \
-    if (come) _tile_loadd(tile, next + tile * 1024, 64);                                                                           \
-    else _tile_zero(tile)
-    EXCHANGE(0);
-    EXCHANGE(1);
-    EXCHANGE(2);
-    EXCHANGE(3);
-}
-
-static void turn(char *done, char *next, bool fresh)
-{
-    if (done && fresh) exchange(done, next, true, false);
-    else if (done) exchange(done, next, true, true);
-    else if (fresh) exchange(done, next, false, false);
-    else exchange(done, next, false, true);
-}
-
 VEC void transpose_tile(char *to, const char *from)
 {
     __m512i r[16];
@@ -204,12 +173,12 @@ static void run_piece(const struct pass *s, int64_t panel, int64_t piece, int64_
         const char *b = packed_at(s, piece, b0 + i);
         const int64_t row = w.ahead.rows * i / blocks, rows = w.ahead.rows * (i + 1) / blocks - row;
         const struct ahead ahead = { w.ahead.w + row * w.ahead.stride, w.ahead.stride, rows };
-        turn(i ? home - HOME : NULL, home, piece == 0);
+        turn_sums(i ? home - HOME : NULL, home, piece == 0);
         if (last && i) store_block(s, home - HOME, b0 + i - 1, panel);
         if (halves(s, b0 + i)) multiply(w.a, w.stride, b, steps, ahead, true);
         else multiply(w.a, w.stride, b, steps, ahead, false);
     }
-    turn(homes + (blocks - 1) * HOME, NULL, true);
+    turn_sums(homes + (blocks - 1) * HOME, NULL, true);
     if (last) store_block(s, homes + (blocks - 1) * HOME, b1 - 1, panel);
 }
 
@@ -228,7 +197,7 @@ static void run(void *arg, int task, int thread)
     const int64_t p0 = task / s->row_tasks * s->panels_a_task, panels = at_most(s->panels_a_task, s->panels - p0);
     const int64_t b0 = task % s->row_tasks * s->blocks_a_task, b1 = at_most(b0 + s->blocks_a_task, s->blocks);
     char *homes = s->homes + thread * PANELS * s->blocks * HOME;
-    configure();
+    configure_tiles();
     for (int64_t begin = 0; begin < s->pieces; begin += s->range) {
         const int64_t pieces = at_most(s->range, s->pieces - begin), count = panels * pieces;
         for (int64_t i = 0; i < count; i++) {

@@ -21,21 +21,25 @@ enum { ANSWER = 12, MOST = 64 };
 
 typedef struct {
     dllm_checkpoint *files;
+    dllm_int8 *copies;
     dllm_device *device;
     dllm_model *model;
 } opened;
 
-static bool open_model(opened *o, const char *folder, const char *device, int threads, dllm_dtype act)
+static bool open_model(opened *o, const char *folder, const char *device, int threads, dllm_dtype act, bool int8)
 {
     *o = (opened){ 0 };
-    return dllm_checkpoint_open(&o->files, folder) >= 0 && dllm_device_open(&o->device, device, threads) >= 0 &&
-           dllm_model_open(&o->model, o->device, dllm_checkpoint_config(o->files), dllm_checkpoint_weights(o->files), act) >= 0;
+    if (dllm_checkpoint_open(&o->files, folder) < 0 || dllm_device_open(&o->device, device, threads) < 0) return false;
+    if (int8 && dllm_int8_open(&o->copies, o->files, NULL, threads) < 0) return false;
+    const dllm_weights *w = int8 ? dllm_int8_weights(o->copies) : dllm_checkpoint_weights(o->files);
+    return dllm_model_open(&o->model, o->device, dllm_checkpoint_config(o->files), w, act) >= 0;
 }
 
 static void close_model(opened *o)
 {
     dllm_model_close(o->model);
     dllm_device_close(o->device);
+    dllm_int8_close(o->copies);
     dllm_checkpoint_close(o->files);
 }
 
@@ -194,6 +198,14 @@ static void check_order_of_calls(const opened *o, const char *where)
     dllm_stats st;
     dllm_session_stats(s, &st);
     expect(st.forwards == 1 && st.flops == st.flops_uncached && st.flops > 0, "an uncached step is counted as one", where);
+    uint64_t flops = 0;
+    bool cost = true;
+    for (int i = 0; i < DLLM_STAGES; i++) {
+        flops += st.stages[i].flops;
+        const bool idle = i == DLLM_STAGE_CACHE, thinks = i == DLLM_STAGE_PLAN || i == DLLM_STAGE_DECIDE;
+        cost &= (st.stages[i].bytes > 0) == (!idle && !thinks) && (idle || st.stages[i].seconds > 0);
+    }
+    expect(flops == st.flops && cost, "every stage of an uncached step costs something, and no more than the step", where);
     while (dllm_session_step(s) > 0) {}
     expect(dllm_session_step(s) == 0, "a finished session stays finished", where);
     dllm_session_close(s);
@@ -201,12 +213,13 @@ static void check_order_of_calls(const opened *o, const char *where)
 
 static void check_folder(const char *folder)
 {
-    static const dllm_dtype acts[] = { DLLM_F32, DLLM_BF16, DLLM_F16 };
-    for (int i = 0; i < 3; i++) {
+    static const dllm_dtype acts[] = { DLLM_F32, DLLM_BF16, DLLM_F16, DLLM_BF16 };
+    for (int i = 0; i < 4; i++) {
         opened o;
         char where[512];
-        snprintf(where, sizeof where, "%s in %s", folder, dllm_dtype_name(acts[i]));
-        const bool ok = open_model(&o, folder, "cpu", 2, acts[i]);
+        const bool int8 = i == 3;
+        snprintf(where, sizeof where, "%s in %s%s", folder, dllm_dtype_name(acts[i]), int8 ? " with int8 weights" : "");
+        const bool ok = open_model(&o, folder, "cpu", 2, acts[i], int8);
         expect(ok, "opens", where);
         if (ok) {
             check_rows_alone(&o, where, 0);
@@ -226,6 +239,7 @@ int main(int argc, char **argv)
     dllm_session_close(NULL);
     dllm_model_close(NULL);
     dllm_device_close(NULL);
+    dllm_int8_close(NULL);
     dllm_checkpoint_close(NULL);
     if (argc == 2 && strcmp(argv[1], "--methods") == 0) {
         for (int i = 0; dllm_strategy_name(i); i++) printf("%s\n", dllm_strategy_name(i));

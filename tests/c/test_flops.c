@@ -1,4 +1,4 @@
-/* The operations that the methods save at the papers' settings, counted from the rows that sessions of real size ask for. The kernels of this
+/* The operations that the methods save at the papers' settings, counted from the rows that sessions of real size ask for, and the memory they take. The kernels of this
  * table compute nothing, so that LLaDA-8B and Dream-7B run here in seconds: what is counted is what the core asked them to do. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,9 +51,27 @@ static void predict(dllm_device *d, int32_t *token, float *score, float *prob, d
     }
 }
 
-static const dllm_ops counting = { DLLM_OPS_ABI, "counting", alloc_lazily, free_it, sync_nothing, scratch, embed,
-                                   rmsnorm,      linear,     rope,         attend,  attend_delta, copy,    replace,
-                                   cosine,       importance, swiglu,       add,     guide,        predict, nll };
+static const dllm_ops counting = { .abi = DLLM_OPS_ABI,
+                                   .name = "counting",
+                                   .alloc = alloc_lazily,
+                                   .free = free_it,
+                                   .sync = sync_nothing,
+                                   .scratch = scratch,
+                                   .embed = embed,
+                                   .rmsnorm = rmsnorm,
+                                   .linear = linear,
+                                   .rope = rope,
+                                   .attend = attend,
+                                   .attend_delta = attend_delta,
+                                   .copy = copy,
+                                   .replace = replace,
+                                   .cosine = cosine,
+                                   .importance = importance,
+                                   .swiglu = swiglu,
+                                   .add = add,
+                                   .guide = guide,
+                                   .predict = predict,
+                                   .nll = nll };
 
 static const dllm_config llada = { .family = DLLM_LLADA,
                                    .layers = 32,
@@ -88,11 +106,16 @@ static const dllm_config dream = { .family = DLLM_DREAM,
 
 static int passed, failed;
 
+static void note(bool good)
+{
+    if (good) passed++;
+    else failed++;
+}
+
 static void expect(double ratio, double least, const char *what)
 {
     printf("%s: %.2f x fewer operations, %.2f x published\n", what, ratio, least);
-    if (ratio >= least) passed++;
-    else failed++;
+    note(ratio >= least);
 }
 
 /* One pass as the official codes make it: every row in every layer, the head on every row. attention: the papers' tables differ in that. */
@@ -160,12 +183,63 @@ static void dyllm_partial(const dllm_config *c, double least, const char *what)
     expect(4 * official_pass(c, 1280, true) / counted(c, &p, 1024, 4, 8), least, what);
 }
 
+/* ---- memory at 4096 tokens --------------------------------------------------------------------------------------------------- */
+static double weight_bytes(const dllm_config *c)
+{
+    const double d = c->dim, kv = (double)c->kv_heads * c->head_dim;
+    return 2 * (c->layers * (2 * d * d + 2 * d * kv + 3 * d * c->ffn_dim) + 2 * d * c->vocab);
+}
+
+/* What a session of the method keeps, and in *all what it takes beside the weights. */
+static double kept_bytes(const dllm_config *c, const char *method, double *all)
+{
+    dllm_device d = { .ops = &counting, .threads = 1 };
+    dllm_params p = request(c, method, 256, 32);
+    dllm_layer *layers = calloc((size_t)c->layers, sizeof *layers);
+    int32_t *ids = calloc(4096, sizeof *ids);
+    const dllm_weights w = { .head = { .rows = c->vocab, .cols = c->dim, .dtype = DLLM_BF16 }, .layers = layers };
+    const dllm_prompt prompt = { .ids = ids, .n = 4096 - 256 };
+    dllm_model *m = NULL;
+    dllm_session *s = NULL;
+    dllm_stats st = { 0 };
+    if (dllm_model_open(&m, &d, c, &w, DLLM_BF16) < 0 || dllm_session_open(&s, m, &p, &prompt, 1) < 0)
+        printf("%s\n", dllm_last_error());
+    else dllm_session_stats(s, &st);
+    dllm_session_close(s);
+    dllm_model_close(m);
+    free(ids);
+    free(layers);
+    *all = (double)(st.cache_bytes + st.scratch_bytes);
+    return (double)st.cache_bytes;
+}
+
+/* Keys, values, and two more numbers of every row and channel; of Sparse-dLLM the kept half's keys and values. */
+static void check_memory(const dllm_config *c, const char *name, double sparse_most)
+{
+    const double kv = (double)c->kv_heads * c->head_dim, every_row = 2.0 * c->layers * 4096 * (2 * kv + 2 * c->dim);
+    const double half = 2.0 * c->layers * (4096 - 32) / 2 * 2 * kv, weights = weight_bytes(c);
+    const double formula[] = { 0, every_row, half, every_row };
+    const char *const method[] = { "none", "dllm-cache", "sparse-dllm", "dyllm" };
+    double uncached = 0;
+    for (int i = 0; i < 4; i++) {
+        double all;
+        const double kept = kept_bytes(c, method[i], &all);
+        if (i == 0) uncached = weights + all;
+        printf("%s, %s: keeps %.0f MB (formula %.0f), peak %.3f x the uncached run's\n", name, method[i], kept / 1e6,
+               formula[i] / 1e6, (weights + all) / uncached);
+        note(kept >= formula[i] && kept <= 1.05 * formula[i]);
+        if (i == 2) note(weights + all <= sparse_most * uncached);
+    }
+}
+
 int main(void)
 {
     dllm_cache_hotpotqa();
     sparse_dllm_block();
     dyllm_partial(&llada, 9.5, "DyLLM, LLaDA, 64 salient rows");
     dyllm_partial(&dream, 11, "DyLLM, Dream, 64 salient rows");
+    check_memory(&dream, "Dream", 1.05);
+    check_memory(&llada, "LLaDA", 1.07); /* half of its keys and values alone are 6.6 % of the weights */
     printf("%d passed, %d failed\n", passed, failed);
     return failed > 0;
 }

@@ -1,0 +1,96 @@
+/* A session takes its memory when it opens: its steps allocate nothing. The linker sends every allocation of this program's own objects here
+ * (see the Makefile); what the system's libraries do for themselves, when a thread starts, is not ours. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "../../csrc/dllm.h"
+
+static _Atomic long allocations;
+
+#define COUNTED(type, name, arguments, values)                                                                                     \
+    type __real_##name arguments;                                                                                                  \
+    type __wrap_##name arguments;                                                                                                  \
+    type __wrap_##name arguments                                                                                                   \
+    {                                                                                                                              \
+        allocations++;                                                                                                             \
+        return __real_##name values;                                                                                               \
+    }
+COUNTED(void *, malloc, (size_t n), (n))
+COUNTED(void *, calloc, (size_t n, size_t size), (n, size))
+COUNTED(void *, realloc, (void *p, size_t n), (p, n))
+COUNTED(void *, aligned_alloc, (size_t alignment, size_t n), (alignment, n))
+COUNTED(int, posix_memalign, (void **p, size_t alignment, size_t n), (p, alignment, n))
+
+static int passed, failed;
+
+static void expect(bool ok, const char *what, const char *where)
+{
+    if (ok) passed++;
+    else {
+        failed++;
+        printf("FAIL %s: %s (%s)\n", where, what, dllm_last_error());
+    }
+}
+
+/* Opens with two prompts, then steps to the end. */
+static void run(dllm_model *m, const dllm_params *p, const char *where)
+{
+    const int32_t ids[] = { 5, 6, 7, 8, 9, 10, 11 };
+    const dllm_prompt prompts[] = { { .ids = ids, .n = 3 }, { .ids = ids, .n = 7, .stream = 1 } };
+    dllm_session *s;
+    const long before = allocations;
+    expect(dllm_session_open(&s, m, p, prompts, 2) == 0, "opens", where);
+    expect(allocations > before, "opening a session allocates, and is seen to", where);
+    const long opened = allocations;
+    int left = 1, steps = 0;
+    for (; left > 0; steps++) left = dllm_session_step(s);
+    expect(left == 0 && steps > 1 && allocations == opened, "no step allocates", where);
+    dllm_session_close(s);
+}
+
+static void run_everything(dllm_model *m, const char *folder)
+{
+    for (int i = 0; dllm_strategy_name(i); i++) {
+        char where[600];
+        snprintf(where, sizeof where, "%s, %s", folder, dllm_strategy_name(i));
+        dllm_params p;
+        dllm_params_init(&p, dllm_model_config(m));
+        if (p.score == DLLM_SCORE_ORIGIN) p.score = DLLM_SCORE_ENTROPY;
+        p.answer_len = p.steps = 12;
+        p.block_len = 6;
+        dllm_params_use(&p, dllm_strategy_name(i));
+        run(m, &p, where);
+        p.cfg_scale = 0.7f;
+        p.cfg_interval = 3;
+        run(m, &p, where);
+        p.cfg_scale = 0;
+        p.temperature = 0.8f;
+        p.top_p = 0.9f;
+        p.top_k = 7;
+        p.alg_temp = p.gumbel ? 0 : 0.5f;
+        run(m, &p, where);
+        p.threshold = 0.2f;
+        run(m, &p, where);
+    }
+}
+
+static void check_folder(const char *folder)
+{
+    dllm_checkpoint *files = NULL;
+    dllm_device *device = NULL;
+    dllm_model *model = NULL;
+    const bool ok = dllm_checkpoint_open(&files, folder) >= 0 && dllm_device_open(&device, "cpu", 2) >= 0 &&
+                    dllm_model_open(&model, device, dllm_checkpoint_config(files), dllm_checkpoint_weights(files), DLLM_BF16) >= 0;
+    expect(ok, "opens", folder);
+    if (ok) run_everything(model, folder);
+    dllm_model_close(model);
+    dllm_device_close(device);
+    dllm_checkpoint_close(files);
+}
+
+int main(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++) check_folder(argv[i]);
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed > 0 || passed == 0;
+}

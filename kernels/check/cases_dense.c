@@ -13,12 +13,12 @@ typedef struct {
     double scale;
 } shape;
 static const shape shapes[] = {
-    { 0, 32, 16, 0, false, false, 1 },      { 1, 1, 1, 0, false, true, 1 },       { 1, 64, 48, 0, false, false, 1 },
-    { 2, 33, 7, 3, true, true, 1 },         { 3, 128, 16, 0, true, false, 1e-4 }, { 5, 96, 100, 8, true, true, 30 },
-    { 8, 256, 33, 0, false, false, 1 },     { 13, 100, 65, 4, true, true, 1 },    { 16, 512, 96, 0, false, true, 1 },
-    { 17, 31, 6, 1, false, false, 1e4 },    { 37, 160, 50, 0, true, false, 1 },   { 70, 64, 130, 0, false, true, 1 },
-    { 4, 9000, 12, 0, false, false, 1 },    { 130, 288, 40, 32, true, true, 1 },  { 600, 32, 18, 0, false, false, 1 },
-    { 32, 4096, 1024, 0, false, false, 1 },
+    { 0, 32, 16, 0, false, false, 1 },   { 1, 1, 1, 0, false, true, 1 },         { 1, 64, 48, 0, false, false, 1 },
+    { 2, 33, 7, 3, true, true, 1 },      { 3, 128, 16, 0, true, false, 1e-4 },   { 5, 96, 100, 8, true, true, 30 },
+    { 8, 256, 33, 0, false, false, 1 },  { 13, 100, 65, 4, true, true, 1 },      { 16, 512, 96, 0, false, true, 1 },
+    { 17, 31, 6, 1, false, false, 1e4 }, { 37, 160, 50, 0, true, false, 1 },     { 70, 64, 130, 0, false, true, 1 },
+    { 4, 9000, 12, 0, false, false, 1 }, { 130, 288, 40, 32, true, true, 1 },    { 600, 32, 18, 0, false, false, 1 },
+    { 70, 1100, 20, 0, true, true, 1 },  { 32, 4096, 1024, 0, false, false, 1 },
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 

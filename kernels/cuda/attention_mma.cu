@@ -150,6 +150,7 @@ template <int HD> __device__ static void clear(state<HD> *x)
 {
 #pragma unroll
     for (int i = 0; i < HD / 2; i++) x->sum[i / 4][i % 4] = 0;
+#pragma unroll
     for (int r = 0; r < 2; r++) {
         x->highest[r] = -INFINITY;
         x->total[r] = 0;
@@ -166,6 +167,7 @@ template <dllm_dtype T, int HD, bool DELTA> __device__ static void run_chunk(con
         weigh(p, x);
         if (!DELTA) add_values<T>(x, p, t.s->v[stage]);
     });
+#pragma unroll
     for (int r = 0; r < 2; r++) {
         x->total[r] += across(x->total[r], 1);
         x->total[r] += across(x->total[r], 2);
@@ -180,6 +182,7 @@ struct fading {
 __device__ static fading join(float (&highest)[2], float (&total)[2], const float (&next_highest)[2], const float (&next_total)[2])
 {
     fading f;
+#pragma unroll
     for (int r = 0; r < 2; r++) {
         const float most = fmaxf(highest[r], next_highest[r]);
         f.before[r] = exp2f(highest[r] - most);
@@ -209,6 +212,7 @@ template <dllm_dtype T, int HD, bool DELTA> __device__ static void run_chunks(co
     }
 #pragma unroll
     for (int i = 0; i < HD / 2; i++) x->sum[i / 4][i % 4] = t.s->total[i][threadIdx.x];
+#pragma unroll
     for (int r = 0; r < 2; r++) {
         x->highest[r] = highest[r];
         x->total[r] = total[r];
@@ -223,6 +227,7 @@ __device__ static bool share_chunks(layout<HD> *s, float *parts, uint32_t *count
     float *mine = parts + (int64_t)chunk * NUMBERS * THREADS + threadIdx.x;
 #pragma unroll
     for (int i = 0; i < HD / 2; i++) mine[i * THREADS] = x->sum[i / 4][i % 4];
+#pragma unroll
     for (int r = 0; r < 2; r++) {
         mine[(HD / 2 + r) * THREADS] = x->highest[r];
         mine[(HD / 2 + 2 + r) * THREADS] = x->total[r];
@@ -258,6 +263,7 @@ template <dllm_dtype T, int HD, bool DELTA> __device__ static void write(const t
     const attention_job &job = t.job;
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     const bool anything = DELTA ? t.columns.n > 0 : t.span.n_keys > 0;
+#pragma unroll
     for (int r = 0; r < 2; r++) {
         const int32_t i = t.first + warp * 16 + lane / 4 + 8 * r;
         if (i >= t.span.n_q) continue;

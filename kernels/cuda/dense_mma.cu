@@ -123,7 +123,8 @@ __device__ static void add_slices(L *s, const dense_job &job, int64_t first_feat
 
 /* Block (features, rows, slice or all slices) */
 template <dllm_dtype T, int WF, int WR, int MT, int NT, int STAGES>
-static __global__ void __launch_bounds__(WF * WR * 32) stream(dense_job job, slicing cut, float *parts, uint32_t *counters)
+static __global__ void __launch_bounds__(WF * WR * 32, WF *WR > 4 ? 1 : 3)
+    stream(dense_job job, slicing cut, float *parts, uint32_t *counters)
 {
     typedef layout<WF, WR, MT, NT, STAGES> L;
     DLLM_SHARED(L, s);

@@ -19,7 +19,7 @@ struct columns {
     void *room; /* of reductions */
 };
 
-enum { ROOM = 32 * 16, NOWHERE = INT_MAX };
+enum { ROOM = 32 * 16, NOWHERE = INT_MAX, MOST_THREADS = 512 };
 
 /* Calls f(column, logit) for this thread's columns, in ascending order. */
 template <class F> __device__ inline void each(const columns &row, F f)
@@ -252,7 +252,7 @@ __device__ static int32_t draw(const columns &row, const dllm_sampling &how, con
     return how.temperature > 0 && !how.argmax ? draw_categorical(row, top, r, (const float *)noise) : top.column;
 }
 
-static __global__ void predict(predict_job job)
+static __global__ void __launch_bounds__(MOST_THREADS) predict(predict_job job)
 {
     DLLM_SHARED(char, room);
     const int32_t i = (int32_t)blockIdx.x;
@@ -275,7 +275,7 @@ static __global__ void predict(predict_job job)
     job.score[i] = score;
 }
 
-static int threads_for_logits(int64_t n) { return n > 8192 ? 1024 : 128; }
+static int threads_for_logits(int64_t n) { return n > 8192 ? MOST_THREADS : 128; }
 
 void dllm_predict_cuda(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n,
                        const dllm_sampling *how, const dllm_key *keys, const void *noise, const int32_t *noise_rows)
@@ -285,7 +285,7 @@ void dllm_predict_cuda(dllm_device *d, int32_t *token, float *score, float *prob
     if (n) launch(d, "predict", predict, (unsigned)n, threads, ROOM + (size_t)threads * sizeof(uint32_t), job);
 }
 
-static __global__ void nll(float *out, dllm_mat logits, const int32_t *target)
+static __global__ void __launch_bounds__(MOST_THREADS) nll(float *out, dllm_mat logits, const int32_t *target)
 {
     DLLM_SHARED(char, room);
     const columns row = { (float *)dllm_at(logits, blockIdx.x), logits.cols, room };

@@ -6,7 +6,6 @@
 extern "C" {
 void *__tsan_get_current_fiber(void);
 void *__tsan_create_fiber(unsigned);
-void __tsan_destroy_fiber(void *);
 void __tsan_switch_to_fiber(void *, unsigned);
 void __tsan_acquire(void *);
 void __tsan_release(void *);
@@ -15,7 +14,6 @@ void __tsan_write_range(void *, unsigned long);
 }
 static inline void *tsan_current() { return __tsan_get_current_fiber(); }
 static inline void *tsan_create() { return __tsan_create_fiber(0); }
-static inline void tsan_destroy(void *f) { __tsan_destroy_fiber(f); }
 static inline void tsan_switch(void *f) { __tsan_switch_to_fiber(f, 1 /* switching alone orders nothing */); }
 static inline void tsan_acquire(void *p) { __tsan_acquire(p); }
 static inline void tsan_release(void *p) { __tsan_release(p); }
@@ -24,7 +22,6 @@ static inline void tsan_write(void *p, unsigned long n) { __tsan_write_range(p, 
 #else
 static inline void *tsan_current() { return nullptr; }
 static inline void *tsan_create() { return nullptr; }
-static inline void tsan_destroy(void *) {}
 static inline void tsan_switch(void *) {}
 static inline void tsan_acquire(void *) {}
 static inline void tsan_release(void *) {}

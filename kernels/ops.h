@@ -84,7 +84,8 @@ struct dllm_ops {
 
     /* out[out_rows_i] = x[in_rows_i] * Wt + bias -> dtype of out (T or float32). w [n, k]; bias.data NULL: none.
      * w int8: x[in_rows_i] is rounded to int8 too (int8.h), whole numbers are multiplied and summed exactly, and out_j =
-     * sum * scale_j * scale of x + bias, each operation rounded to float32: every table gives the same bits. */
+     * sum * scale_j * scale of x + bias, each operation rounded to float32: every table gives the same bits. Tables of processors
+     * alone. */
     void (*linear)(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias);
 
     /* In place: every head of x[x_rows_i] turned by row table_rows_i of cos and sin (float32, [*, head_dim / 2]): channel j pairs with

@@ -156,6 +156,6 @@ void dllm_check_linear(dllm_checker *k)
             dense_case(k, s, x, w, x);
             if (x != TRIAL_F32) dense_case(k, s, x, w, TRIAL_F32);
         }
-        check_i8(k, s);
+        if (dllm_trial_int8(k)) check_i8(k, s);
     }
 }

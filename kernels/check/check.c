@@ -50,6 +50,8 @@ int32_t dllm_trial_below(dllm_checker *k, int32_t n) { return (int32_t)(dllm_tri
 
 bool dllm_trial_timing(const dllm_checker *k) { return k->timing; }
 
+bool dllm_trial_int8(const dllm_checker *k) { return strcmp(k->device->name, "cpu") == 0; }
+
 /* ---- sides ------------------------------------------------------------------------------------------------------------------ */
 /* Matrices lie where kernels are fast, everything else where the host, too, reads and writes. */
 static unsigned char *take(dllm_device *d, const dllm_trial_array *a)

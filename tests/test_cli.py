@@ -57,7 +57,8 @@ def test_ceilings_are_measured_once(remembered, capsys):
     assert ceilings.ceilings(level, 2) == first and measured == [(f"cpu:{level}", 2)]
     assert cli.main(["info", "--ceilings", "--threads", "2"]) == 0  # asks for a fresh one
     out = capsys.readouterr().out
-    assert measured == [(f"cpu:{level}", 2)] * 2 and "2.0 GB/s read, 10 GFLOP/s float32, 40 GFLOP/s bfloat16, 80 GFLOP/s int8" in out
+    assert measured == [(f"cpu:{level}", 2)] * 2
+    assert "2.0 GB/s read, 10 GFLOP/s float32, 40 GFLOP/s bfloat16, 80 GFLOP/s int8" in out
     assert ceilings.ceilings(level, 2).bytes == 2e9 != first.bytes
     assert ceilings.ceilings("c", 2).bytes == 3e9 and ceilings.ceilings(level, 2).bytes == 2e9  # each level has its own
     assert len(json.loads(path.read_text())) == 2

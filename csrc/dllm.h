@@ -117,8 +117,8 @@ void dllm_device_close(dllm_device *d);
 const char *dllm_device_name(const dllm_device *d);    /* "cpu" or "cuda:0" */
 const char *dllm_device_backend(const dllm_device *d); /* which kernels run: "c", "avx2", "avx512bf16", "amx", "cuda" */
 int dllm_device_threads(const dllm_device *d);
-/* What a CPU could do at best, measured now, in about a second: bytes read from memory, and operations of matrix products (multiply-adds count 2)
- * by dtype of both sides, all a second. */
+/* What a CPU could do at best, measured now, in about a second: bytes read from memory, and operations of matrix products
+ * (multiply-adds count 2) by dtype of both sides, all a second. */
 typedef struct {
     double read, f32, bf16;
 } dllm_ceilings;
@@ -240,8 +240,8 @@ typedef enum {
 } dllm_stage;
 const char *dllm_stage_name(int stage); /* "plan", "embed", ...; NULL past the end */
 
-/* flops: of matrix products and attention; multiply-adds count 2. bytes: the least that must move: weights once a call, rows in and out, the
- * keys and values that attention reads. */
+/* flops: of matrix products and attention; multiply-adds count 2. bytes: the least that must move: weights once a call, rows in and
+ * out, the keys and values that attention reads. */
 typedef struct {
     double seconds;
     uint64_t flops, bytes;

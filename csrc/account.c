@@ -1,4 +1,5 @@
-/* account.c: what a session costs, stage by stage: time as it passes, operations and bytes from the row sets that a layer ended up with. */
+/* account.c: what a session costs, stage by stage: time as it passes, operations and bytes from the row sets that a layer ended up
+ * with. */
 #include "session.h"
 
 const char *dllm_stage_name(int stage)
@@ -114,8 +115,8 @@ static void count_products(dllm_session *s, const layer_work *w)
     count_product(s, DLLM_STAGE_DOWN, w->ffn, 1, y->down, none, c->ffn_dim, dim);
 }
 
-/* What is no product, and what is kept: of values that are compared both are read and both are written, since the kept place gets the new ones
- * and the new place how far they moved. */
+/* What is no product, and what is kept: of values that are compared both are read and both are written, since the kept place gets the
+ * new ones and the new place how far they moved. */
 static void count_others(dllm_session *s, const layer_work *w)
 {
     const dllm_config *c = &s->model->config;

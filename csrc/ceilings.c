@@ -1,5 +1,5 @@
-/* ceilings.c: what a device could do at best: how fast its threads read memory, and how fast they multiply and add between registers. Rounds
- * are short and the best one counts, because a busy machine gives the cores away after a few milliseconds. */
+/* ceilings.c: what a device could do at best: how fast its threads read memory, and how fast they multiply and add between registers.
+ * Rounds are short and the best one counts, because a busy machine gives the cores away after a few milliseconds. */
 #define _GNU_SOURCE /* MADV_HUGEPAGE */
 #include <stdatomic.h>
 #include <string.h>
@@ -88,7 +88,7 @@ static double read_rate(const dllm_device *d, const uint64_t *memory, size_t byt
     return best;
 }
 
-/* Written once, so that the pages are there; in large ones if the system has them, because looking up pages is no part of reading. */
+/* Written once, so that the pages are there: large ones if the system has them, since looking up pages is no part of reading. */
 static void *map_memory(size_t bytes)
 {
     void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -133,8 +133,8 @@ int dllm_device_threads(const dllm_device *d);
  * loaded, usually torch's, looked for whenever a session opens, else a small pool of our own. "own": our own pool. */
 int dllm_threads_use(const char *runtime);
 const char *dllm_threads_runtime(void); /* "own", or the path of the borrowed runtime */
-/* What a CPU could do at best, measured now, in about a second: bytes read from memory, and operations of matrix products (multiply-adds count 2)
- * by dtype of both sides, all a second. */
+/* What a CPU could do at best, measured now, in about a second: bytes read from memory, and operations of matrix products
+ * (multiply-adds count 2) by dtype of both sides, all a second. */
 typedef struct {
     double read, f32, bf16, i8;
 } dllm_ceilings;
@@ -258,8 +258,8 @@ typedef enum {
 } dllm_stage;
 const char *dllm_stage_name(int stage); /* "plan", "embed", ...; NULL past the end */
 
-/* flops: of matrix products and attention; multiply-adds count 2. bytes: the least that must move: weights once a call, rows in and out, the
- * keys and values that attention reads. */
+/* flops: of matrix products and attention; multiply-adds count 2. bytes: the least that must move: weights once a call, rows in and
+ * out, the keys and values that attention reads. */
 typedef struct {
     double seconds;
     uint64_t flops, bytes;

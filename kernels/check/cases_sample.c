@@ -250,7 +250,7 @@ static void head_case(dllm_checker *k, const head_shape *s, const way *w, dllm_t
                     s->gathered ? " gathered" : "", w->name, dllm_trial_kind_name(x), dllm_trial_kind_name(weights));
     t.run = run_head;
     t.excuse = weights == TRIAL_I8 ? NULL : near_tie; /* int8 products are the same everywhere */
-    t.tolerance = 6; /* as of predict; seen: 2.1 */
+    t.tolerance = 6;                                  /* as of predict; seen: 2.1 */
     t.act = (dllm_dtype)x;
     t.config.dim = s->k;
     t.config.vocab = s->vocab;

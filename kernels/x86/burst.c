@@ -1,11 +1,11 @@
-/* burst.c: as many multiply-adds between registers as the instructions of a level can make: no matrix product can be faster. Enough sums
- * run side by side that none waits for another. */
+/* burst.c: as many multiply-adds between registers as the instructions of a level can make: no matrix product can be faster. Enough
+ * sums run side by side that none waits for another. */
 #include "x86.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-/* The empty instructions change their operands for all the compiler knows, so that no two sums are one and none is known beforehand. */
+/* The empty instructions change their operands for all the compiler knows: no two sums are one, and none is known beforehand. */
 #define BURST(name, isa, vector, chains, zero, multiply_add, operations)                                                           \
     __attribute__((target(isa))) static uint64_t name(int64_t rounds)                                                              \
     {                                                                                                                              \

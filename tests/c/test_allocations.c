@@ -1,5 +1,5 @@
-/* A session takes its memory when it opens: its steps allocate nothing. The linker sends every allocation of this program's own objects here
- * (see the Makefile); what the system's libraries do for themselves, when a thread starts, is not ours. */
+/* A session takes its memory when it opens: its steps allocate nothing. The linker sends every allocation of this program's own objects
+ * here (see the Makefile); what the system's libraries do for themselves, when a thread starts, is not ours. */
 #include <stdio.h>
 #include <stdlib.h>
 

@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from make_model import make
+from step import commit
 
 import dllm_fast
 from dllm_fast import ceilings
@@ -112,8 +112,7 @@ def table(header: str, lines: Iterable[str]) -> str:
 
 
 def report(args: argparse.Namespace, rows: list[dict], model: dllm_fast.Model) -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    where = machine() | {"commit": commit}
+    where = machine() | {"commit": commit()}
     shape = {"llada": "LLaDA-8B", "dream": "Dream-7B"}[args.family]
     about = f"{args.layers} layers of {shape}, bfloat16, random weights; answer {ANSWER}, block {BLOCK}, one token a step"
     about += f"; {args.batch} sequences at once" if args.batch > 1 else ""

@@ -92,11 +92,21 @@ static const struct attention_way *way_avx2(const struct attention *a) { return 
 
 static const struct attention_way *way_avx512f(const struct attention *a) { return &dllm_attention_avx512f; }
 
+/* Everything is bfloat16, and channels come in whole blocks of 32. */
+static bool blocks_of_bf16(const struct attention *a)
+{
+    return a->head_dim % 32 == 0 && a->q.dtype == DLLM_BF16 && a->k.dtype == DLLM_BF16 && a->v.dtype == DLLM_BF16 &&
+           a->out.dtype == DLLM_BF16 && (!a->columns || a->old.dtype == DLLM_BF16);
+}
+
+static const struct attention_way *way_avx512bf16(const struct attention *a)
+{
+    return blocks_of_bf16(a) ? &dllm_attention_avx512bf16 : &dllm_attention_avx512f;
+}
+
 static const struct attention_way *way_amx(const struct attention *a)
 {
-    const bool fits = a->head_dim % 32 == 0 && a->q.dtype == DLLM_BF16 && a->k.dtype == DLLM_BF16 && a->v.dtype == DLLM_BF16 &&
-                      a->out.dtype == DLLM_BF16 && (!a->columns || a->old.dtype == DLLM_BF16);
-    return fits ? &dllm_attention_amx : &dllm_attention_avx512f;
+    return blocks_of_bf16(a) ? &dllm_attention_amx : &dllm_attention_avx512f;
 }
 
 /* Both kernels of one level. */
@@ -120,12 +130,19 @@ static const struct attention_way *way_amx(const struct attention *a)
     }
 KERNELS(avx2)
 KERNELS(avx512f)
+KERNELS(avx512bf16)
 KERNELS(amx)
 
 void dllm_x86_attention(dllm_ops *t, dllm_x86_level level)
 {
-    t->attend = level == DLLM_X86_AVX2 ? attend_avx2 : level == DLLM_X86_AMX ? attend_amx : attend_avx512f;
-    t->attend_delta = level == DLLM_X86_AVX2 ? attend_delta_avx2 : level == DLLM_X86_AMX ? attend_delta_amx : attend_delta_avx512f;
+    t->attend = level == DLLM_X86_AVX2         ? attend_avx2
+                : level == DLLM_X86_AVX512F    ? attend_avx512f
+                : level == DLLM_X86_AVX512BF16 ? attend_avx512bf16
+                                               : attend_amx;
+    t->attend_delta = level == DLLM_X86_AVX2         ? attend_delta_avx2
+                      : level == DLLM_X86_AVX512F    ? attend_delta_avx512f
+                      : level == DLLM_X86_AVX512BF16 ? attend_delta_avx512bf16
+                                                     : attend_delta_amx;
 }
 
 size_t dllm_x86_attention_scratch(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys)

@@ -35,7 +35,7 @@ struct attention_way {
     void (*run)(const struct attention *a, const struct part *p, char *scratch);
     size_t (*scratch)(int64_t keys, int64_t head_dim);
 };
-extern const struct attention_way dllm_attention_avx2, dllm_attention_avx512f, dllm_attention_amx;
+extern const struct attention_way dllm_attention_avx2, dllm_attention_avx512f, dllm_attention_avx512bf16, dllm_attention_amx;
 
 enum { ATTENTION_LANES = 32 }; /* parts are multiples of it */
 

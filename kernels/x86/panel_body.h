@@ -38,90 +38,114 @@ static void take_best(struct tally *t, const float *z, int64_t n, int32_t first)
     }
 }
 
-/* Philox for LANES blocks at once: out[i][l] is word i of block `block` + l. See dllm_random. */
-static void random_blocks(uint32_t out[4][LANES], const dllm_key *key, uint64_t seed, uint32_t block)
-{
-    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    words c0 = wcount(block), c1 = wset(key->row), c2 = wset(key->step), c3 = wset(DLLM_USE_TOKEN);
-#pragma GCC unroll 10
-    for (int round = 0; round < 10; round++) {
-        words high0, high2;
-        const words low0 = wproduct(c0, 0xd2511f53u, &high0), low2 = wproduct(c2, 0xcd9e8d57u, &high2);
-        c0 = wxor(wxor(high2, c1), wset(k0));
-        c2 = wxor(wxor(high0, c3), wset(k1));
-        c1 = low2;
-        c3 = low0;
-        k0 += 0x9e3779b9u;
-        k1 += 0xbb67ae85u;
-    }
-    wput(out[0], c0);
-    wput(out[1], c1);
-    wput(out[2], c2);
-    wput(out[3], c3);
-}
-
-/* The lots of the columns that share a vector of blocks. LLaDA: z - T ln(-ln u), two words a column; Dream: ln(p / q) = z - ln q,
- * one word a column. */
-struct lots {
-    const dllm_sampling *how;
-    int columns_a_block;
-    uint32_t word[4][LANES];
+/* Philox for LANES blocks at once, even ones apart from odd ones. keys: of every round two. See dllm_random. */
+struct random {
+    words even[4], odd[4];
 };
 
-static double lot_of(const struct lots *l, float z, int64_t j)
+VEC void random_words(words c[4], const uint32_t *keys)
 {
-    const int64_t block = j / l->columns_a_block, at = j % l->columns_a_block;
-    if (!l->how->gumbel) return (double)z - log((double)dllm_exponential_of(l->word[at][block]));
-    return (double)z - (double)l->how->temperature * log(-log(dllm_uniform_of(l->word[2 * at][block], l->word[2 * at + 1][block])));
-}
-
-/* A lot reaches the bound only if -ln u <= exp((z - bound) / T); this is more than that for the highest z. Rounding errs to the safe
- * side. */
-static float reach_of(const dllm_sampling *how, float highest, double bound)
-{
-    const float low = (float)bound - fabsf((float)bound) * 1e-6f, apart = highest - low;
-    return 1.001f * expf(how->gumbel ? apart / how->temperature : apart);
-}
-
-/* Column i of every block. -ln u >= 1 - u >= (~word >> 5) 2^-27 with the leading word of u, so few columns need logarithms. */
-static void draw_columns(struct tally *t, const struct lots *l, const float *z, int64_t n, int32_t first, int i, double *bound,
-                         float reach)
-{
-    const vec needed = vmul(wfloat(wnot_shifted(l->word[l->how->gumbel ? 2 * i : i], 5)), vset(0x1p-27f));
-    for (uint32_t may = vless(needed, vset(reach)); may; may &= may - 1) {
-        const int64_t j = __builtin_ctz(may) * l->columns_a_block + i;
-        if (j >= n) continue;
-        const double lot = lot_of(l, z[j], j);
-        const int32_t token = first + (int32_t)j;
-        if (!(lot > t->lot || (lot == t->lot && token < t->token))) continue;
-        t->lot = lot;
-        t->token = token;
-        if (lot > *bound) *bound = lot;
+#pragma GCC unroll 10
+    for (int i = 0; i < 10; i++, keys += 2) {
+        const words p0 = wproduct(c[0], 0xd2511f53u), p2 = wproduct(c[2], 0xcd9e8d57u);
+        c[0] = wxor3(wupper(p2), c[1], wset(keys[0]));
+        c[1] = p2;
+        c[2] = wxor3(wupper(p0), c[3], wset(keys[1]));
+        c[3] = p0;
     }
+}
+
+VEC struct random random_blocks(const dllm_key *key, const uint32_t *keys, uint32_t block)
+{
+    const words row = wset(key->row), step = wset(key->step), use = wset(DLLM_USE_TOKEN);
+    struct random r = { { wcount(block), row, step, use }, { wcount(block + 1), row, step, use } };
+    random_words(r.even, keys);
+    random_words(r.odd, keys);
+    return r;
+}
+
+/* What the draw of a panel knows. A block of random words serves two columns of LLaDA's, whose lots are z - T ln(-ln u), or four of
+ * Dream's: ln(p / q) = z - ln q. */
+struct draw {
+    const dllm_sampling *how;
+    int columns_a_block;
+    float highest;
+    double bound;            /* some column has this lot, */
+    uint32_t least;          /* so that one whose leading word is less cannot win */
+    uint32_t keys[20];       /* of Philox */
+    uint32_t word[4][LANES]; /* of blocks that may win */
+};
+
+static void set_keys(struct draw *d, const dllm_key *key)
+{
+    const uint64_t seed = dllm_random_seed(key);
+    for (uint32_t i = 0; i < 10; i++) {
+        d->keys[2 * i] = (uint32_t)seed + i * 0x9e3779b9u;
+        d->keys[2 * i + 1] = (uint32_t)(seed >> 32) + i * 0xbb67ae85u;
+    }
+}
+
+static double lot_of(const struct draw *d, float z, int64_t j)
+{
+    const int64_t block = j / d->columns_a_block, at = j % d->columns_a_block;
+    if (!d->how->gumbel) return (double)z - log((double)dllm_exponential_of(d->word[at][block]));
+    return (double)z - (double)d->how->temperature * log(-log(dllm_uniform_of(d->word[2 * at][block], d->word[2 * at + 1][block])));
+}
+
+/* A lot reaches the bound only if -ln u <= exp((z - bound) / T), and less than `reach` for the highest z: rounding errs to the safe
+ * side. And -ln u >= 1 - u >= (~word >> 5) 2^-27 with the leading word of u, so few columns need logarithms. */
+static void set_bound(struct draw *d, double bound)
+{
+    const float low = (float)bound - fabsf((float)bound) * 1e-6f, apart = d->highest - low;
+    const double reach = 0x1p27 * 1.001 * (double)expf(d->how->gumbel ? apart / d->how->temperature : apart);
+    d->bound = bound;
+    d->least = reach < 0x1p27 ? ~((uint32_t)reach << 5 | 31) : 0;
+}
+
+/* The columns that share a vector of blocks. */
+static void draw_columns(struct draw *d, struct tally *t, const float *z, int64_t n, int32_t first)
+{
+    for (int i = 0; i < d->columns_a_block; i++) {
+        double bound = d->bound;
+        for (uint32_t may = watleast(wget(d->word[d->how->gumbel ? 2 * i : i]), d->least); may; may &= may - 1) {
+            const int64_t j = __builtin_ctz(may) * d->columns_a_block + i;
+            if (j >= n) continue;
+            const double lot = lot_of(d, z[j], j);
+            const int32_t token = first + (int32_t)j;
+            if (!(lot > t->lot || (lot == t->lot && token < t->token))) continue;
+            t->lot = lot;
+            t->token = token;
+            if (lot > bound) bound = lot;
+        }
+        if (bound > d->bound) set_bound(d, bound);
+    }
+}
+
+VEC bool may_win(const struct draw *d, const struct random *r)
+{
+    words most = wmax(wmax(r->even[0], r->even[2]), wmax(r->odd[0], r->odd[2]));
+    if (!d->how->gumbel) most = wmax(most, wmax(wmax(r->even[1], r->even[3]), wmax(r->odd[1], r->odd[3])));
+    return watleast(most, d->least) & 0x5555;
 }
 
 static void draw(struct tally *t, const float *z, int64_t n, int32_t first, const dllm_sampling *how, const dllm_key *key,
                  double *bound)
 {
-    struct lots l = { .how = how, .columns_a_block = how->gumbel ? 2 : 4 };
-    const int64_t columns = l.columns_a_block * LANES;
-    const uint64_t seed = dllm_random_seed(key);
-    const float highest = highest_of(z, n);
+    struct draw d = { .how = how, .columns_a_block = how->gumbel ? 2 : 4, .highest = highest_of(z, n) };
+    const int64_t columns = d.columns_a_block * LANES;
     t->lot = -INFINITY;
     t->token = first;
     /* no number is above 36.8: see draw_gumbel in kernels/c/sample.c */
-    if (!(highest > -INFINITY) || (double)highest + (how->gumbel ? (double)how->temperature : 1) * 36.8 < *bound) return;
-    double known = *bound;
-    float reach = reach_of(how, highest, known);
+    if (!(d.highest > -INFINITY) || (double)d.highest + (how->gumbel ? (double)how->temperature : 1) * 36.8 < *bound) return;
+    set_keys(&d, key);
+    set_bound(&d, *bound);
     for (int64_t j = 0; j < n; j += columns) {
-        random_blocks(l.word, key, seed, (uint32_t)((first + j) / l.columns_a_block));
-        for (int i = 0; i < l.columns_a_block; i++) {
-            draw_columns(t, &l, z + j, n - j < columns ? n - j : columns, first + (int32_t)j, i, bound, reach);
-            if (*bound == known) continue;
-            known = *bound;
-            reach = reach_of(how, highest, known);
-        }
+        const struct random r = random_blocks(key, d.keys, (uint32_t)((first + j) / d.columns_a_block));
+        if (!may_win(&d, &r)) continue;
+        for (int i = 0; i < 4; i++) wput(d.word[i], wlower(r.even[i], r.odd[i]));
+        draw_columns(&d, t, z + j, n - j < columns ? n - j : columns, first + (int32_t)j);
     }
+    *bound = d.bound;
 }
 
 /* ---- the score -------------------------------------------------------------------------------------------------------------- */

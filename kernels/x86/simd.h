@@ -38,22 +38,24 @@ VEC vec vunless(vec x, vec a, vec b)
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ), x);
 } /* x, 0 where a = b */
 
-typedef __m512i words; /* of 32 bits */
+/* Of 32 bits; where products are made, numbers are the lower halves of 64 bits, and the upper halves do not matter. */
+typedef __m512i words;
 VEC words wset(uint32_t x) { return _mm512_set1_epi32((int)x); }
-VEC words wcount(uint32_t x) /* x, x + 1, ... */
+VEC words wcount(uint32_t x) /* x, x + 2, ..., in lower halves */
 {
-    return _mm512_add_epi32(wset(x), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    return _mm512_add_epi32(wset(x), _mm512_setr_epi32(0, 0, 2, 0, 4, 0, 6, 0, 8, 0, 10, 0, 12, 0, 14, 0));
 }
-VEC words wxor(words a, words b) { return _mm512_xor_si512(a, b); }
+VEC words wproduct(words a, uint32_t b) { return _mm512_mul_epu32(a, wset(b)); } /* of lower halves, to both */
+VEC words wupper(words a) { return _mm512_shuffle_epi32(a, (_MM_PERM_ENUM)0xf5); }
+VEC words wlower(words even, words odd)
+{
+    return _mm512_mask_shuffle_epi32(even, 0xaaaa, odd, (_MM_PERM_ENUM)0xa0);
+} /* of both, in turns */
+VEC words wxor3(words a, words b, words c) { return _mm512_ternarylogic_epi32(a, b, c, 0x96); }
+VEC words wmax(words a, words b) { return _mm512_max_epu32(a, b); }
+VEC uint32_t watleast(words a, uint32_t b) { return _mm512_cmpge_epu32_mask(a, wset(b)); } /* a bit a word */
 VEC void wput(uint32_t *p, words x) { _mm512_storeu_si512(p, x); }
-VEC words wproduct(words a, uint32_t b, words *high) /* the low halves */
-{
-    const words even = _mm512_mul_epu32(a, wset(b)), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), wset(b));
-    *high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
-    return _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
-}
-VEC words wnot_shifted(const uint32_t *p, int n) { return _mm512_srli_epi32(wxor(_mm512_loadu_si512(p), wset(~0u)), (unsigned)n); }
-VEC vec wfloat(words x) { return _mm512_cvtepi32_ps(x); } /* below 2^31 */
+VEC words wget(const uint32_t *p) { return _mm512_loadu_si512(p); }
 VEC void vtranspose(vec r[16])
 {
     __m512i t[16];
@@ -114,20 +116,18 @@ VEC vec vunless(vec x, vec a, vec b) { return _mm256_and_ps(x, _mm256_cmp_ps(a, 
 
 typedef __m256i words;
 VEC words wset(uint32_t x) { return _mm256_set1_epi32((int)x); }
-VEC words wcount(uint32_t x) { return _mm256_add_epi32(wset(x), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
-VEC words wxor(words a, words b) { return _mm256_xor_si256(a, b); }
+VEC words wcount(uint32_t x) { return _mm256_add_epi32(wset(x), _mm256_setr_epi32(0, 0, 2, 0, 4, 0, 6, 0)); }
+VEC words wproduct(words a, uint32_t b) { return _mm256_mul_epu32(a, wset(b)); }
+VEC words wupper(words a) { return _mm256_shuffle_epi32(a, 0xf5); }
+VEC words wlower(words even, words odd) { return _mm256_blend_epi32(even, _mm256_shuffle_epi32(odd, 0xa0), 0xaa); }
+VEC words wxor3(words a, words b, words c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
+VEC words wmax(words a, words b) { return _mm256_max_epu32(a, b); }
+VEC uint32_t watleast(words a, uint32_t b)
+{
+    return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(wmax(a, wset(b)), a)));
+}
 VEC void wput(uint32_t *p, words x) { _mm256_storeu_si256((__m256i *)(void *)p, x); }
-VEC words wproduct(words a, uint32_t b, words *high)
-{
-    const words even = _mm256_mul_epu32(a, wset(b)), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), wset(b));
-    *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
-    return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
-}
-VEC words wnot_shifted(const uint32_t *p, int n)
-{
-    return _mm256_srli_epi32(wxor(_mm256_loadu_si256((const __m256i *)(const void *)p), wset(~0u)), n);
-}
-VEC vec wfloat(words x) { return _mm256_cvtepi32_ps(x); }
+VEC words wget(const uint32_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
 VEC void vtranspose(vec r[8])
 {
     vec a[8], b[8];
@@ -197,21 +197,30 @@ VEC vec vlog(vec x)
 }
 
 /* Across the lanes, in one order: halves onto halves */
+#if LANES == 16
+VEC __m256 vhalf(vec x, bool upper) { return upper ? _mm512_extractf32x8_ps(x, 1) : _mm512_castps512_ps256(x); }
 VEC float vsum(vec x)
 {
-    float a[LANES];
-    vput(a, x);
-    for (int n = LANES / 2; n; n /= 2) {
-        for (int i = 0; i < n; i++) a[i] += a[i + n];
-    }
-    return a[0];
+    const __m256 y = _mm256_add_ps(vhalf(x, false), vhalf(x, true));
+#else
+VEC float vsum(vec y)
+{
+#endif
+    __m128 z = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+    z = _mm_add_ps(z, _mm_movehl_ps(z, z));
+    return _mm_cvtss_f32(_mm_add_ss(z, _mm_movehdup_ps(z)));
 }
 
+#if LANES == 16
 VEC float vhighest(vec x)
 {
-    float a[LANES];
-    vput(a, x);
-    for (int i = 1; i < LANES; i++) a[0] = a[i] > a[0] ? a[i] : a[0];
-    return a[0];
+    const __m256 y = _mm256_max_ps(vhalf(x, false), vhalf(x, true));
+#else
+VEC float vhighest(vec y)
+{
+#endif
+    __m128 z = _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+    z = _mm_max_ps(z, _mm_movehl_ps(z, z));
+    return _mm_cvtss_f32(_mm_max_ss(z, _mm_movehdup_ps(z)));
 }
 #endif

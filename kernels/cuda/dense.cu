@@ -33,15 +33,16 @@ static __global__ void __launch_bounds__(THREADS) multiply(dense_job job)
         load_tiles(t, job, first_row, first_feature, k);
         __syncthreads();
         for (int c = 0; c < DEPTH; c++) {
-            for (int r = 0; r < 4; r++) {
-                for (int f = 0; f < 4; f++) sum[r][f] += t->x[c][r0 + r] * t->w[c][f0 + 16 * f];
-            }
+#pragma unroll
+            for (int i = 0; i < 16; i++) sum[i / 4][i % 4] += t->x[c][r0 + i / 4] * t->w[c][f0 + 16 * (i % 4)];
         }
         __syncthreads();
     }
+#pragma unroll
     for (int r = 0; r < 4; r++) {
         const int32_t row = first_row + r0 + r;
         if (row >= job.in_rows.n) break;
+#pragma unroll
         for (int f = 0; f < 4; f++) {
             if (first_feature + f0 + 16 * f < job.w.rows) finish(job, row, first_feature + f0 + 16 * f, sum[r][f]);
         }

@@ -162,6 +162,7 @@ template <dllm_dtype T, int WF, int WR, int MT, int NT, int STAGES>
 static void run(dllm_device *d, const dense_job &job, bool split)
 {
     typedef layout<WF, WR, MT, NT, STAGES> L;
+    static_assert(sizeof(L) <= MOST_SHARED, "more than some GPUs have");
     const slicing cut = slice(job.w.rows, job.w.cols);
     const dim3 grid((unsigned)((job.w.rows + L::F - 1) / L::F), (unsigned)((job.in_rows.n + L::R - 1) / L::R),
                     split ? (unsigned)cut.n : 1);

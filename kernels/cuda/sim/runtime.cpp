@@ -12,7 +12,7 @@
 #include "order.h"
 
 namespace sim {
-enum { DEVICES = 24, MAX_SHARED = 227 << 10 };
+enum { DEVICES = 24 };
 struct stream {
     int device;
     std::vector<std::function<void()>> waiting;

@@ -1,5 +1,6 @@
 /* Matrix product with weights as PyTorch stores them, y = x * Wt + b, for any dtypes: tiles of float32 and plain multiply-adds, each sum
- * in the order of its columns. Products of two 16-bit matrices of one dtype go to the tensor cores: see dense_mma.cu. */
+ * in the order of its columns. Products of two 16-bit matrices of one dtype go to the tensor cores (dense_mma.cu), those of many rows to
+ * a library, if there is one (blas.cu). */
 #include "dense.h"
 
 enum { ROWS = 32, FEATURES = 64, DEPTH = 16, THREADS = 128, PAD = 1 };
@@ -53,6 +54,7 @@ void dllm_linear_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat
 {
     if (in_rows.n == 0) return;
     const dense_job job = { out, x, w, bias, out_rows, in_rows };
+    if (dllm_linear_blas(d, job)) return;
     if (x.dtype == w.dtype && x.dtype != DLLM_F32) {
         dllm_linear_mma(d, job);
         return;

@@ -3,7 +3,7 @@
  *
  * The columns are cut into slices, whose sums are added in the order of the slices. How many there are follows from the weights' shape
  * alone, so a row gets the same bits whether every slice has a block of its own (few rows: all of the GPU must read) or one block
- * takes all of them (many rows). Products beyond some number of rows may go to a library instead: here is the place for it. */
+ * takes all of them (many rows). */
 #include "dense.h"
 #include "mma.h"
 

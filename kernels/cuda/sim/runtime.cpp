@@ -58,6 +58,8 @@ void ask(stream *s, std::function<void()> work)
 cudaError_t failed(cudaError_t e) { return last = e; }
 } // namespace
 
+void later(stream *queue, std::function<void()> work) { ask(queue, std::move(work)); }
+
 void launch(const char *name, dim3 grid, unsigned threads, size_t shared_bytes, stream *queue, std::function<void()> kernel)
 {
     const bool fine = threads && threads <= 1024 && threads % WARP == 0 && shared_bytes <= MAX_SHARED && grid.x &&

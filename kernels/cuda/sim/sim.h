@@ -71,6 +71,7 @@ void commit_copies();
 void wait_copies(int groups_left);
 
 struct stream;
+void later(stream *queue, std::function<void()> work); /* what the host does itself, when the stream has come to it */
 void launch(const char *name, dim3 grid, unsigned threads, size_t shared_bytes, stream *queue, std::function<void()> kernel);
 } // namespace sim
 

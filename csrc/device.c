@@ -81,20 +81,30 @@ int dllm_cuda_load(const char *path) { return load(path, GPU); }
 
 int dllm_cuda_sim_load(const char *path) { return load(path, SIMULATOR); }
 
-/* The number in "cuda" or "cuda:12", or of the simulator; negative: neither. */
-static int parse_cuda(const char *name, int kind)
+int dllm_cuda_library(const char *device, const char *path, char *out, size_t bytes)
+{
+    const int kind = strcmp(device, kinds[SIMULATOR].device) == 0 ? SIMULATOR : GPU;
+    TRY(load(NULL, kind));
+    const int status = plugins[kind]->library(path, out, bytes);
+    return status < 0 ? dllm_fail(DLLM_E_DEVICE, "%s", out) : 0;
+}
+
+/* The number in "cuda", "cuda:12" or "cuda:12:own", or of the simulator; negative: neither. */
+static int parse_cuda(const char *name, int kind, bool *own)
 {
     const size_t n = strlen(kinds[kind].device);
     int index = 0, end = 0;
     if (strncmp(name, kinds[kind].device, n)) return -1;
-    if (!name[n]) return 0;
-    return sscanf(name + n, ":%3d%n", &index, &end) == 1 && !name[n + (size_t)end] ? index : -1;
+    name += n;
+    if (sscanf(name, ":%3d%n", &index, &end) == 1) name += end;
+    *own = strcmp(name, ":own") == 0;
+    return *name && !*own ? -1 : index;
 }
 
-static int take_device(dllm_device *d, const dllm_ops *ops, const char *kind, int index)
+static int take_device(dllm_device *d, const dllm_ops *ops, const char *kind, int index, bool own)
 {
-    *d = (dllm_device){ .ops = ops, .threads = 1, .index = index };
-    snprintf(d->name, sizeof d->name, "%s:%d", kind, index);
+    *d = (dllm_device){ .ops = ops, .threads = 1, .index = index, .library = !own };
+    snprintf(d->name, sizeof d->name, "%s:%d%s", kind, index, own ? ":own" : "");
     const int status = ops->open(d);
     return status < 0 ? dllm_fail(status, "%s", d->why) : 0;
 }
@@ -102,7 +112,8 @@ static int take_device(dllm_device *d, const dllm_ops *ops, const char *kind, in
 static int open_cuda(dllm_device **out, const char *name, int kind)
 {
     char info[256];
-    const int index = parse_cuda(name, kind), n = load(NULL, kind);
+    bool own;
+    const int index = parse_cuda(name, kind, &own), n = load(NULL, kind);
     TRY(n);
     const dllm_cuda *cuda = plugins[kind];
     FAIL_IF(index >= n, DLLM_E_DEVICE, "%s: the devices are %s:0 to %s:%d", name, kinds[kind].device, kinds[kind].device, n - 1);
@@ -113,7 +124,7 @@ static int open_cuda(dllm_device **out, const char *name, int kind)
             DLLM_OPS_ABI);
     dllm_device *d = malloc(sizeof *d);
     FAIL_IF(!d, DLLM_E_MEMORY, "device: out of memory for %zu bytes", sizeof *d);
-    const int status = take_device(d, ops, kinds[kind].device, index);
+    const int status = take_device(d, ops, kinds[kind].device, index, own);
     if (status < 0) free(d);
     else *out = d;
     return status;
@@ -148,7 +159,8 @@ int dllm_device_open(dllm_device **out, const char *name, int threads)
     FAIL_IF(threads < 0 || threads > MAX_THREADS, DLLM_E_VALUE,
             "threads = %d: 1 to %d expected, or 0 for as many as this process may use", threads, MAX_THREADS);
     for (int kind = 0; kind < N_PLUGINS; kind++) {
-        if (parse_cuda(name, kind) >= 0) return open_cuda(out, name, kind);
+        bool own;
+        if (parse_cuda(name, kind, &own) >= 0) return open_cuda(out, name, kind);
     }
     const bool cpu = strcmp(name, "cpu") == 0, level = strncmp(name, "cpu:", 4) == 0 && name[4];
     const dllm_ops *ops = cpu || level ? dllm_ops_cpu(level ? name + 4 : "") : NULL;

@@ -122,7 +122,8 @@ const dllm_weights *dllm_int8_weights(const dllm_int8 *q);
 
 /* ---- devices ------------------------------------------------------------------------------------------------------------- */
 /* A device is a table of kernels plus threads or a stream. name: "cpu" (the best this processor has), "cpu:c" (the plain C
- * kernels), "cpu:avx2", "cpu:avx512f", "cpu:avx512bf16", "cpu:amx" (that level and below, for tests), "cuda", "cuda:1". */
+ * kernels), "cpu:avx2", "cpu:avx512f", "cpu:avx512bf16", "cpu:amx" (that level and below, for tests), "cuda", "cuda:1",
+ * "cuda:1:own" (without cuBLAS: see dllm_cuda_library). */
 typedef struct dllm_device dllm_device;
 int dllm_device_open(dllm_device **out, const char *name, int threads);
 void dllm_device_close(dllm_device *d);
@@ -144,6 +145,11 @@ int dllm_device_ceilings(dllm_device *d, dllm_ceilings *out);
 int dllm_cuda_load(const char *path);
 /* The same for libdllm_cuda_sim.so, where the CUDA kernels run on the processor: devices "cuda-sim:0" and on, for tests. */
 int dllm_cuda_sim_load(const char *path);
+/* Looks for cuBLAS, to which devices "cuda" (or "cuda-sim") that are opened from then on give products of many rows: the copy that is
+ * loaded, the one at path (NULL: none), the system's; for "cuda-sim" that at path alone. 0, and "cuBLAS 13.1 (PLACE)" in out, or
+ * DLLM_E_DEVICE: our own kernels do everything. The last bits of a row then depend on how many rows its product has; on devices called
+ * "cuda:own", "cuda:1:own", which have no library, they never do. */
+int dllm_cuda_library(const char *device, const char *path, char *out, size_t bytes);
 
 /* The model borrows the device and everything the weights point to: keep both until it is closed. act: the dtype of
  * activations; weights of any dtype go with any activations: exactly, or, with int8 weights, each row of activations rounded to int8. */

@@ -116,6 +116,18 @@ static PyObject *py_ceilings(PyObject *module, PyObject *args)
     return Py_BuildValue("{s:d,s:d,s:d,s:d}", "bytes", c.read, "float32", c.f32, "bfloat16", c.bf16, "int8", c.i8);
 }
 
+static PyObject *py_cuda_library(PyObject *module, PyObject *args)
+{
+    const char *device, *path;
+    char found[1024];
+    if (!PyArg_ParseTuple(args, "sz", &device, &path)) return NULL;
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    status = dllm_cuda_library(device, path, found, sizeof found);
+    Py_END_ALLOW_THREADS
+    return status < 0 ? dllm_py_raise(module, status) : PyUnicode_FromString(found);
+}
+
 static PyObject *py_load_cuda(PyObject *module, PyObject *arg) { return load(module, arg, dllm_cuda_load); }
 
 static PyObject *py_load_cuda_sim(PyObject *module, PyObject *arg) { return load(module, arg, dllm_cuda_sim_load); }
@@ -128,6 +140,8 @@ static PyMethodDef functions[] = {
     { "default_threads", py_default_threads, METH_NOARGS, "How many processors this process may use." },
     { "thread_runtime", py_thread_runtime, METH_NOARGS, "\"own\", or the path of the OpenMP runtime that kernels run on." },
     { "use_threads", py_use_threads, METH_O, "use_threads(runtime): \"auto\" or \"own\"." },
+    { "cuda_library", py_cuda_library, METH_VARARGS,
+      "cuda_library(device, path): looks for cuBLAS, for devices \"cuda\" or \"cuda-sim\" opened later; what was found." },
     { "load_cuda", py_load_cuda, METH_O, "load_cuda(path): opens the CUDA plug-in; its device count." },
     { "load_cuda_sim", py_load_cuda_sim, METH_O, "load_cuda_sim(path): opens the GPU simulator; its device count." },
     { 0 },

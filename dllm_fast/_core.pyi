@@ -173,6 +173,10 @@ def ceilings(device: str, threads: int) -> dict[str, float]:
     """What a CPU device could do at best, measured now: "bytes" read from memory, and operations of matrix products in "float32",
     "bfloat16" and "int8", all a second."""
 
+def cuda_library(device: str, path: str | None) -> str:
+    """Looks for cuBLAS, for devices "cuda" (or "cuda-sim") that are opened later: the copy that is loaded, the one at `path`, the
+    system's. Its version and place; DeviceError names every place where it is not."""
+
 def load_cuda(path: str) -> int:
     """Opens the CUDA plug-in; its device count. DeviceError says in one line why not."""
 

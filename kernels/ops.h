@@ -11,7 +11,7 @@
  *   - Activations are stored in one dtype T (float32, bfloat16 or float16). "-> T" marks where a value is rounded to T; everything
  *     between two marks is float32 or better. Weights may have another dtype than activations.
  *   - The result of a row depends on nothing but that row's inputs: not on how many rows there are, where they lie, or how many
- *     threads run. Ties go to the lowest index. */
+ *     threads run; the one exception is linear on a device with a library. Ties go to the lowest index. */
 #ifndef DLLM_OPS_H
 #define DLLM_OPS_H
 #include "../csrc/dllm.h"
@@ -143,12 +143,13 @@ struct dllm_ops {
     void (*nll)(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n);
 };
 typedef struct dllm_ops dllm_ops;
-enum { DLLM_OPS_ABI = 2 };
+enum { DLLM_OPS_ABI = 3 };
 
 /* The execution context kernels get: whose threads, whose scratch. A session has its own, so that sessions never share scratch. */
 struct dllm_device {
     const dllm_ops *ops;
-    char name[16];
+    char name[24];
+    bool library;  /* CUDA only: may products of many rows go to cuBLAS? open() clears it if there is none */
     int threads;   /* at most this many threads work on one kernel */
     void *scratch; /* scratch_bytes of device memory, for the kernel that is running */
     size_t scratch_bytes;

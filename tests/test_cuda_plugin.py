@@ -1,6 +1,7 @@
 """Why there is no CUDA, in one line, for every state that a machine can be in; drivers and plug-ins are made here."""
 
 import ctypes
+import importlib.machinery
 import os
 import pathlib
 import shutil
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from dllm_fast import _core
+from dllm_fast import _core, cuda
 
 HERE = pathlib.Path(__file__).parent
 MODEL = HERE / "golden" / "base" / "models" / "llada_tiny"
@@ -31,6 +32,18 @@ except Exception as error:
 """
 
 
+ASK_CUBLAS = """
+import sys
+from dllm_fast import _core, cuda
+_core.load_cuda(sys.argv[1])
+print(cuda._library())
+try:
+    _core.cuda_library("cuda", "x")
+except Exception as error:
+    print(type(error).__name__, error, sep=": ")
+"""
+
+
 def library(path, *definitions):
     subprocess.run([COMPILER, "-shared", "-fPIC", *definitions, "-o", path, HERE / "c" / "fakecuda.c"], check=True)
     return path
@@ -38,8 +51,12 @@ def library(path, *definitions):
 
 def ask(tmp_path, plugin, *devices, **environment):
     """What a process of its own hears; a plug-in stays loaded for the life of one."""
-    command = [sys.executable, "-c", ASK, plugin, MODEL, *devices]
+    return run(tmp_path, ASK, plugin, MODEL, *devices, **environment)
+
+
+def run(tmp_path, code, *arguments, **environment):
     environment["PYTHONPATH"] = str(PLUGIN.parents[1])  # the very package under test, wherever it was built
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.check_output(command, text=True, cwd=tmp_path, env=os.environ | environment).splitlines()
 
 
@@ -93,7 +110,7 @@ def test_another_library(tmp_path):
 @needs_compiler
 def test_a_plugin_of_another_version(tmp_path):
     [line] = ask(tmp_path, library(tmp_path / "libdllm_cuda.so", "-DDEVICES=1", "-DABI=99"))
-    assert "is a CUDA plug-in of another version: its table is number 99, this library reads 2" in line
+    assert "is a CUDA plug-in of another version: its table is number 99, this library reads 3" in line
 
 
 @needs_compiler
@@ -101,6 +118,8 @@ def test_a_plugin_of_another_version(tmp_path):
     ("device", "words"),
     [
         ("cuda", "cuda: found Fake GPU 0, but it is a picture of one"),
+        ("cuda:own", "cuda:own: found Fake GPU 0, but it is a picture of one"),
+        ("cuda:1:own", "cuda:1:own: found Fake GPU 1, but it is a picture of one"),
         ("cuda:1", "cuda:1: found Fake GPU 1, but it is a picture of one"),
         ("cuda:2", "cuda:2: the devices are cuda:0 to cuda:1"),
     ],
@@ -110,7 +129,27 @@ def test_devices_are_found(tmp_path, device, words):
     assert ask(tmp_path, plugin, device) == ["2", f"DeviceError: {words}"]
 
 
-@pytest.mark.parametrize("device", ["tpu", "cuda:x", "cuda:-1", "cuda:0x", "cpu:", "cpu:sse", "", "CPU"])
+@needs_compiler
+def test_cublas_is_looked_for_by_the_plugin(tmp_path):
+    plugin = library(tmp_path / "libdllm_cuda.so", "-DDEVICES=2")
+    said = run(tmp_path, ASK_CUBLAS, plugin)
+    assert said == ["no cuBLAS (nvidia-cublas): our own kernels multiply everything", "DeviceError: cuBLAS was not found; x"]
+
+
+def test_the_package_of_cublas_is_found(tmp_path, monkeypatch):
+    wheel = tmp_path / "nvidia" / "cu13" / "lib" / "libcublas.so.13"
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: None)
+    assert cuda._cublas() is None
+    spec = importlib.machinery.ModuleSpec("nvidia", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path / "nvidia")]
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: spec)
+    assert cuda._cublas() is None
+    wheel.parent.mkdir(parents=True)
+    wheel.touch()
+    assert cuda._cublas() == str(wheel)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "cuda:-1", "cuda:0x", "cuda:owner", "cuda:0:ow", "cpu:", "cpu:sse", "", "CPU"])
 def test_unknown_devices(device):
     with pytest.raises(ValueError, match='this machine has "cpu", "cpu:c"'):
         _core.Model.from_folder(str(MODEL), device=device)

@@ -13,14 +13,14 @@ typedef struct {
     double scale;
 } shape;
 static const shape shapes[] = {
-    { 0, 32, 16, 0, false, false, 1 },   { 1, 1, 1, 0, false, true, 1 },         { 1, 64, 48, 0, false, false, 1 },
-    { 2, 33, 7, 3, true, true, 1 },      { 3, 128, 16, 0, true, false, 1e-4 },   { 5, 96, 100, 8, true, true, 30 },
-    { 8, 256, 33, 0, false, false, 1 },  { 13, 100, 65, 4, true, true, 1 },      { 16, 512, 96, 0, false, true, 1 },
-    { 17, 31, 6, 1, false, false, 1e4 }, { 37, 160, 50, 0, true, false, 1 },     { 70, 64, 130, 0, false, true, 1 },
-    { 4, 9000, 12, 0, false, false, 1 }, { 130, 288, 40, 32, true, true, 1 },    { 600, 32, 18, 0, false, false, 1 },
-    { 70, 1100, 20, 0, true, true, 1 },  { 32, 4096, 1024, 0, false, false, 1 },
+    { 0, 32, 16, 0, false, false, 1 },   { 1, 1, 1, 0, false, true, 1 },       { 1, 64, 48, 0, false, false, 1 },
+    { 2, 33, 7, 3, true, true, 1 },      { 3, 128, 16, 0, true, false, 1e-4 }, { 5, 96, 100, 8, true, true, 30 },
+    { 8, 256, 33, 0, false, false, 1 },  { 13, 100, 65, 4, true, true, 1 },    { 16, 512, 96, 0, false, true, 1 },
+    { 17, 31, 6, 1, false, false, 1e4 }, { 37, 160, 50, 0, true, false, 1 },   { 70, 64, 130, 0, false, true, 1 },
+    { 4, 9000, 12, 0, false, false, 1 }, { 130, 288, 40, 32, true, true, 1 },  { 600, 32, 18, 0, false, false, 1 },
+    { 70, 1100, 20, 0, true, true, 1 },  { 140, 72, 35, 8, false, true, 1 },   { 32, 4096, 1024, 0, false, false, 1 },
 };
-enum { N_SHAPES = sizeof shapes / sizeof *shapes };
+enum { N_SHAPES = sizeof shapes / sizeof *shapes, LIBRARY_ROWS = 100 /* libraries take no fewer */ };
 
 static void run(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
 {
@@ -44,9 +44,9 @@ static void dense_case(dllm_checker *k, const shape *s, dllm_trial_kind x, dllm_
 {
     dllm_trial t;
     dllm_trial_begin(k, &t, "linear", s->n);
-    dllm_trial_name(&t, "n %d k %d m %d%s%s%s scale %g %s x %s -> %s", (int)s->n, (int)s->k, (int)s->m, s->gap ? " strided" : "",
-                    s->gathered ? " gathered" : "", s->bias ? " bias" : "", s->scale, dllm_trial_kind_name(x),
-                    dllm_trial_kind_name(w), dllm_trial_kind_name(out));
+    dllm_trial_name(&t, "n %d k %d m %d%s%s%s%s scale %g %s x %s -> %s", (int)s->n, (int)s->k, (int)s->m, s->gap ? " strided" : "",
+                    s->gathered ? " gathered" : "", s->bias ? " bias" : "", dllm_trial_library(k) ? " library" : "", s->scale,
+                    dllm_trial_kind_name(x), dllm_trial_kind_name(w), dllm_trial_kind_name(out));
     t.run = run;
     t.flag = s->bias;
     t.tolerance = 1; /* float32 seen: 0.3; else a rounding that falls to the other side */
@@ -150,6 +150,7 @@ void dllm_check_linear(dllm_checker *k)
 {
     for (int i = 0; i < (dllm_trial_timing(k) ? N_SHAPES : N_SHAPES - 1); i++) {
         const shape *s = &shapes[i];
+        if (dllm_trial_library(k) && s->n < LIBRARY_ROWS) continue;
         for (int j = 0; j < 9; j++) {
             const dllm_trial_kind x = dllm_trial_floats[j % 3], w = dllm_trial_floats[j / 3];
             if (x == TRIAL_F16 && s->scale > 1000) continue; /* beyond its range */

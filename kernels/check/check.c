@@ -15,7 +15,7 @@ enum { SCRATCH_GUARD = 256, MAX_ARRAYS = sizeof((dllm_trial *)0)->array / sizeof
 struct dllm_checker {
     const dllm_device *device;
     uint64_t random;
-    bool timing;
+    bool timing, library; /* library: of a device that has one, which takes products whose rows know their company */
     int trials, failures;
     void (*report)(void *arg, const dllm_check_result *result);
     void *arg;
@@ -50,6 +50,8 @@ int32_t dllm_trial_below(dllm_checker *k, int32_t n) { return (int32_t)(dllm_tri
 
 bool dllm_trial_timing(const dllm_checker *k) { return k->timing; }
 
+bool dllm_trial_library(const dllm_checker *k) { return k->library; }
+
 bool dllm_trial_int8(const dllm_checker *k) { return strcmp(k->device->name, "cpu") == 0; }
 
 /* ---- sides ------------------------------------------------------------------------------------------------------------------ */
@@ -77,6 +79,7 @@ static bool open_side(side *s, const dllm_device *device, const dllm_trial *t)
     *s = (side){ .device = *device };
     dllm_device *d = &s->device;
     const dllm_ops *ops = d->ops;
+    d->library = d->library && t->checker->library;
     if (ops->open(d) < 0) return false;
     s->scratch = d->scratch_bytes = ops->scratch(d, &t->config, t->act, t->rows > 0 ? t->rows : 1, t->keys);
     d->scratch = ops->alloc(d, s->scratch + SCRATCH_GUARD);
@@ -198,10 +201,10 @@ static double row_error(const dllm_trial *t, const outcome *want, const outcome 
     return worst;
 }
 
-static double error(const dllm_trial *t, const outcome *want, const outcome *got)
+static double error(const dllm_trial *t, const outcome *want, const outcome *got, int32_t first, int32_t n)
 {
     double worst = 0;
-    for (int32_t i = 0; i < t->rows; i++) {
+    for (int32_t i = first; i < first + n; i++) {
         const double e = row_error(t, want, got, i);
         if (e > t->tolerance && t->excuse && t->excuse(t, want->at, got->at, i)) continue;
         worst = fmax(worst, e);
@@ -220,8 +223,9 @@ static bool same_rows(const dllm_trial *t, const outcome *x, const outcome *y, i
     return true;
 }
 
-/* The same rows in other company: on one thread, alone, and with others at another place. */
-static const char *check_company(side *s, const dllm_trial *t, int threads, const outcome *whole)
+/* The same rows in other company: on one thread, alone, and with others at another place. A library owes them the right numbers, and the
+ * same bits only for the same question. */
+static const char *check_company(side *s, const dllm_trial *t, int threads, const outcome *want, const outcome *whole)
 {
     const int32_t n = t->rows, middle = n / 2;
     const int32_t parts[4][2] = { { 0, n }, { middle, n ? 1 : 0 }, { n > 2 ? 1 : 0, n > 2 ? n - 2 : n }, { middle, n - middle } };
@@ -231,7 +235,8 @@ static const char *check_company(side *s, const dllm_trial *t, int threads, cons
         outcome o = run(s, t, p == 3 ? threads : 1, first, count);
         why = o.why;
         if (!why) why = check_untouched(t, &o, first, count);
-        if (!why && !same_rows(t, whole, &o, first, count))
+        if (!why && p && t->checker->library) why = error(t, want, &o, first, count) > t->tolerance ? "a row is wrong alone" : NULL;
+        else if (!why && !same_rows(t, whole, &o, first, count))
             why = p ? "a row depends on its company" : "a row depends on the number of threads";
         free_outcome(&o, t->n_arrays);
     }
@@ -268,8 +273,8 @@ static void judge(dllm_check_result *r, side *tested, side *twin, const dllm_tri
     outcome want = run(twin, t, 1, 0, t->rows), got = run(tested, t, threads, 0, t->rows);
     const char *why = want.why ? want.why : got.why;
     if (!why) why = check_untouched(t, &got, 0, t->rows);
-    if (!why) r->error = error(t, &want, &got);
-    if (!why) why = check_company(tested, t, threads, &got);
+    if (!why) r->error = error(t, &want, &got, 0, t->rows);
+    if (!why) why = check_company(tested, t, threads, &want, &got);
     free_outcome(&want, t->n_arrays);
     free_outcome(&got, t->n_arrays);
     if (why) {
@@ -361,6 +366,9 @@ int dllm_check(const dllm_device *device, const char *kernel_name, uint64_t seed
         const int before = k.trials;
         k.random = (seed * N_KERNELS + i + 1) * 0x9e3779b97f4a7c15u | 1; /* a kernel's cases are the same whichever others run */
         kernels[i].cases(&k);
+        k.library = device->library && kernels[i].member == offsetof(dllm_ops, linear);
+        if (k.library) kernels[i].cases(&k);
+        k.library = false;
         k.failures += k.trials == before || kernels[i].member != offsetof(dllm_ops, embed) + i * MEMBER;
     }
     return known ? k.failures : DLLM_E_VALUE;

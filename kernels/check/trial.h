@@ -65,7 +65,8 @@ void dllm_trial_begin(dllm_checker *k, dllm_trial *t, const char *kernel, int32_
 __attribute__((format(printf, 2, 3))) void dllm_trial_name(dllm_trial *t, const char *format, ...);
 void dllm_trial_end(dllm_trial *t);
 bool dllm_trial_timing(const dllm_checker *k);
-bool dllm_trial_int8(const dllm_checker *k); /* does the table multiply int8 weights? those of processors do */
+bool dllm_trial_library(const dllm_checker *k); /* are products of many rows a library's? */
+bool dllm_trial_int8(const dllm_checker *k);    /* does the table multiply int8 weights? those of processors do */
 
 /* Adds an array [rows, cols]; returns its number. stride 0: cols. Outputs begin as a pattern, the others as zeros. */
 int dllm_trial_add(dllm_trial *t, dllm_trial_role role, dllm_trial_kind kind, int64_t rows, int64_t cols, int64_t stride);

@@ -10,8 +10,11 @@ enum { THREADS = 128, QUERIES = 64, KEYS = 64, CHUNK = 256, FILLS = 264 /* a GPU
 static constexpr int64_t MOST_PARTS = 4 * FILLS;
 
 template <int HD> struct layout {
-    uint16_t q[QUERIES * HD], k[2][KEYS * HD], v[2][KEYS * HD];
-    float total[HD / 2][THREADS];
+    union {
+        uint16_t q[QUERIES * HD];     /* until every thread has its own in registers; */
+        float total[HD / 2][THREADS]; /* what one block with all chunks has summed */
+    };
+    uint16_t k[2][KEYS * HD], v[2][KEYS * HD];
     int last;
 };
 
@@ -202,6 +205,7 @@ __device__ inline float join(float sum, float next, const fading &f, int i)
 template <dllm_dtype T, int HD, bool DELTA> __device__ static void run_chunks(const task<T, HD, DELTA> &t, int n, state<HD> *x)
 {
     float highest[2] = { -INFINITY, -INFINITY }, total[2] = { 0, 0 };
+    __syncthreads(); /* nobody needs the queries there any more */
     for (int i = 0; i < HD / 2; i++) t.s->total[i][threadIdx.x] = 0;
     for (int chunk = 0; chunk < n; chunk++) {
         run_chunk(t, chunk, x);
@@ -307,6 +311,7 @@ static __global__ void __launch_bounds__(THREADS) attend_tile(attention_job job,
 template <dllm_dtype T, int HD, bool DELTA>
 static void run(dllm_device *d, const char *name, const attention_job &job, int32_t most_queries, int32_t most_keys, int n_spans)
 {
+    static_assert(sizeof(layout<HD>) <= MOST_SHARED, "more than some GPUs have");
     const int64_t tiles = (most_queries + QUERIES - 1) / QUERIES, chunks = (most_keys + CHUNK - 1) / CHUNK;
     const int64_t items = tiles * job.heads * n_spans, bytes = items * chunks * (HD / 2 + 4) * THREADS * (int64_t)sizeof(float);
     const bool share_out =

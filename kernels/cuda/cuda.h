@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-enum { DLLM_CUDA_ABI = 2 }; /* counts the changes to this table */
+enum { DLLM_CUDA_ABI = 3 }; /* counts the changes to this table */
 
 typedef struct {
     int abi; /* DLLM_CUDA_ABI of the plug-in; stays the first member */
@@ -19,6 +19,9 @@ typedef struct {
     /* The kernels for a device, or NULL: last_error() says why it cannot run them. */
     const dllm_ops *(*ops)(int device);
     const char *(*last_error)(void); /* of the calling thread */
+    /* Looks for cuBLAS: the copy that is loaded, the one at path (NULL: none), the system's; a simulator takes that at path alone. Devices
+     * that are opened from then on may use it. 0, and "cuBLAS 13.1 (PLACE)" in out, or negative, and out says why there is none. */
+    int (*library)(const char *path, char *out, size_t bytes);
 } dllm_cuda;
 
 #define DLLM_CUDA_GET "dllm_cuda_get"

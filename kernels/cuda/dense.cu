@@ -1,5 +1,6 @@
 /* Matrix product with weights as PyTorch stores them, y = x * Wt + b, for any dtypes: tiles of float32 and plain multiply-adds, each sum
- * in the order of its columns. Products of two 16-bit matrices of one dtype go to the tensor cores: see dense_mma.cu. */
+ * in the order of its columns. Products of two 16-bit matrices of one dtype go to the tensor cores (dense_mma.cu), those of many rows to
+ * a library, if there is one (blas.cu). */
 #include "dense.h"
 
 enum { ROWS = 32, FEATURES = 64, DEPTH = 16, THREADS = 128, PAD = 1 };
@@ -33,15 +34,16 @@ static __global__ void __launch_bounds__(THREADS) multiply(dense_job job)
         load_tiles(t, job, first_row, first_feature, k);
         __syncthreads();
         for (int c = 0; c < DEPTH; c++) {
-            for (int r = 0; r < 4; r++) {
-                for (int f = 0; f < 4; f++) sum[r][f] += t->x[c][r0 + r] * t->w[c][f0 + 16 * f];
-            }
+#pragma unroll
+            for (int i = 0; i < 16; i++) sum[i / 4][i % 4] += t->x[c][r0 + i / 4] * t->w[c][f0 + 16 * (i % 4)];
         }
         __syncthreads();
     }
+#pragma unroll
     for (int r = 0; r < 4; r++) {
         const int32_t row = first_row + r0 + r;
         if (row >= job.in_rows.n) break;
+#pragma unroll
         for (int f = 0; f < 4; f++) {
             if (first_feature + f0 + 16 * f < job.w.rows) finish(job, row, first_feature + f0 + 16 * f, sum[r][f]);
         }
@@ -52,6 +54,7 @@ void dllm_linear_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat
 {
     if (in_rows.n == 0) return;
     const dense_job job = { out, x, w, bias, out_rows, in_rows };
+    if (dllm_linear_blas(d, job)) return;
     if (x.dtype == w.dtype && x.dtype != DLLM_F32) {
         dllm_linear_mma(d, job);
         return;

@@ -3,7 +3,7 @@
  *
  * The columns are cut into slices, whose sums are added in the order of the slices. How many there are follows from the weights' shape
  * alone, so a row gets the same bits whether every slice has a block of its own (few rows: all of the GPU must read) or one block
- * takes all of them (many rows). Products beyond some number of rows may go to a library instead: here is the place for it. */
+ * takes all of them (many rows). */
 #include "dense.h"
 #include "mma.h"
 
@@ -162,6 +162,7 @@ template <dllm_dtype T, int WF, int WR, int MT, int NT, int STAGES>
 static void run(dllm_device *d, const dense_job &job, bool split)
 {
     typedef layout<WF, WR, MT, NT, STAGES> L;
+    static_assert(sizeof(L) <= MOST_SHARED, "more than some GPUs have");
     const slicing cut = slice(job.w.rows, job.w.cols);
     const dim3 grid((unsigned)((job.w.rows + L::F - 1) / L::F), (unsigned)((job.in_rows.n + L::R - 1) / L::R),
                     split ? (unsigned)cut.n : 1);

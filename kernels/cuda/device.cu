@@ -2,7 +2,7 @@
 #include <cstdio>
 
 #include "cuda.h"
-#include "gpu.h"
+#include "dense.h"
 
 static thread_local char why[256] = "no error";
 
@@ -61,6 +61,6 @@ static const char *last_error(void) { return why; }
 
 extern "C" __attribute__((visibility("default"))) const dllm_cuda *dllm_cuda_get(void)
 {
-    static const dllm_cuda table = { DLLM_CUDA_ABI, device_count, device_info, ops, last_error };
+    static const dllm_cuda table = { DLLM_CUDA_ABI, device_count, device_info, ops, last_error, dllm_blas_find };
     return &table;
 }

@@ -19,6 +19,9 @@
 
 enum : unsigned { ALL_LANES = 0xffffffffu };
 
+/* Bytes of shared memory that a block can have on every GPU from sm_80 on: sm_86, sm_89 and sm_120 have no more. */
+enum { MOST_SHARED = 99 << 10 };
+
 /* Scratch begins with counters that are 0 between kernels: blocks that share a result count themselves there. */
 enum { SCRATCH_COUNTERS = 8192 };
 

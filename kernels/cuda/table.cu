@@ -31,6 +31,7 @@ static int open_cuda(dllm_device *d)
 {
     cudaStream_t stream = nullptr;
     dllm_cuda_note(d, "opening the device", cudaSetDevice(d->index));
+    if (!d->failed) dllm_blas_open(d);
     if (!d->failed) dllm_cuda_note(d, "opening a stream", cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     cudaGetLastError();
     d->stream = stream;
@@ -98,14 +99,15 @@ static void free_shared_cuda(dllm_device *d, void *p)
 
 static size_t larger_size(size_t a, size_t b) { return a > b ? a : b; }
 
-/* Products and attention leave partial sums there; importance leaves one row of keys. */
-static size_t scratch_cuda(const dllm_device *, const dllm_config *c, dllm_dtype, int64_t rows, int64_t keys)
+/* Products and attention leave partial sums there, importance one row of keys; a library works there. */
+static size_t scratch_cuda(const dllm_device *d, const dllm_config *c, dllm_dtype, int64_t rows, int64_t keys)
 {
     const int64_t wide = (int64_t)c->heads * c->head_dim, narrow_cols = (int64_t)c->kv_heads * c->head_dim;
     const int64_t shapes[][2] = { { wide, c->dim },       { narrow_cols, c->dim }, { c->dim, wide },
                                   { c->ffn_dim, c->dim }, { c->dim, c->ffn_dim },  { c->vocab, c->dim } };
     size_t most = SCRATCH_COUNTERS + (size_t)narrow_cols * sizeof(float);
     most = larger_size(most, dllm_attend_scratch(c->heads, c->head_dim, rows, keys));
+    most = larger_size(most, dllm_blas_scratch(d, rows));
     for (const auto &s : shapes) most = larger_size(most, dllm_linear_scratch(s[0], s[1]));
     return most;
 }

@@ -30,9 +30,15 @@ static const dllm_ops *ops(int device) { return NULL; }
 
 static const char *last_error(void) { return "it is a picture of one"; }
 
+static int library(const char *path, char *out, size_t bytes)
+{
+    snprintf(out, bytes, "cuBLAS was not found; %s", path ? path : "no path");
+    return -1;
+}
+
 const dllm_cuda *dllm_cuda_get(void)
 {
-    static const dllm_cuda table = { ABI, device_count, device_info, ops, last_error };
+    static const dllm_cuda table = { ABI, device_count, device_info, ops, last_error, library };
     return &table;
 }
 #else

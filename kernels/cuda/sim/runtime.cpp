@@ -12,7 +12,7 @@
 #include "order.h"
 
 namespace sim {
-enum { DEVICES = 24, MAX_SHARED = 227 << 10 };
+enum { DEVICES = 24 };
 struct stream {
     int device;
     std::vector<std::function<void()>> waiting;
@@ -57,6 +57,8 @@ void ask(stream *s, std::function<void()> work)
 
 cudaError_t failed(cudaError_t e) { return last = e; }
 } // namespace
+
+void later(stream *queue, std::function<void()> work) { ask(queue, std::move(work)); }
 
 void launch(const char *name, dim3 grid, unsigned threads, size_t shared_bytes, stream *queue, std::function<void()> kernel)
 {

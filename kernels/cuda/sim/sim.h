@@ -49,7 +49,7 @@ extern fiber *running;
 extern dim3 block, block_size, grid_size;
 extern unsigned char *shared; /* dynamic shared memory; begins as NaNs */
 
-enum { WARP = 32 };
+enum { WARP = 32, MAX_SHARED = 99 << 10 /* of a block, on the GPU that has least */ };
 unsigned lane();
 
 /* All threads of the block meet; all lanes of a warp meet; and the latter also exchange something. Exchanges do not order memory. */
@@ -71,6 +71,7 @@ void commit_copies();
 void wait_copies(int groups_left);
 
 struct stream;
+void later(stream *queue, std::function<void()> work); /* what the host does itself, when the stream has come to it */
 void launch(const char *name, dim3 grid, unsigned threads, size_t shared_bytes, stream *queue, std::function<void()> kernel);
 } // namespace sim
 
@@ -132,6 +133,6 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s);
 cudaError_t cudaStreamDestroy(cudaStream_t s);
 template <class F> cudaError_t cudaFuncSetAttribute(F *, int, size_t bytes)
 {
-    return bytes <= 227 << 10 ? cudaSuccess : cudaErrorInvalidValue;
+    return bytes <= (size_t)sim::MAX_SHARED ? cudaSuccess : cudaErrorInvalidValue;
 }
 #endif

@@ -47,13 +47,6 @@ int dllm_session_forward(dllm_session *s)
 }
 
 /* ---- after it: tokens and scores --------------------------------------------------------------------------------------------------- */
-static void given_logits(dllm_session *s, dllm_mat logits, const int64_t *which, int32_t n)
-{
-    for (int32_t i = 0; i < n; i++) {
-        memcpy(dllm_at(s->logits[0], i), dllm_at(logits, s->candidates[which[i]]), (size_t)logits.cols * sizeof(float));
-    }
-}
-
 /* Token draws need noise only at a temperature. LLaDA's official loop draws for every row, Dream's for the masked ones. */
 static int token_noise(dllm_session *s, int64_t drawn, const void **noise)
 {
@@ -64,61 +57,61 @@ static int token_noise(dllm_session *s, int64_t drawn, const void **noise)
     return dllm_draw_noise(s, DLLM_DRAW_EXPONENTIAL, 2, drawn, vocab, 0, noise);
 }
 
-typedef struct {
-    int64_t which[DLLM_HEAD_ROWS]; /* candidates in this round of the head */
-    int32_t rows[DLLM_HEAD_ROWS];  /* the asked row that speaks for each */
-    int32_t noise_rows[DLLM_HEAD_ROWS];
-    int32_t token[DLLM_HEAD_ROWS];
-    float score[DLLM_HEAD_ROWS], prob[DLLM_HEAD_ROWS];
-    int32_t n;
-} head_round;
-
-static void run_round(dllm_session *s, head_round *r, dllm_mat given, const void *noise)
+/* Lines up the candidates that are drawn; returns how many. */
+static int64_t line_up(dllm_session *s)
 {
-    const dllm_rows at = { .idx = r->rows, .n = r->n };
-    if (given.data) given_logits(s, given, r->which, r->n);
+    const int64_t len = dllm_longest(s);
+    int32_t drawn = 0;
+    for (int64_t i = 0, b = 0; i < s->n_candidates; i++) {
+        while (s->candidates[i] >= s->sequences[b].first + s->sequences[b].len) b++;
+        const dllm_sequence *q = &s->sequences[b];
+        if (s->source[i] == -1) continue;
+        s->drawn[drawn] = (int32_t)i;
+        s->speaker[drawn] = s->source[i];
+        s->noise_row[drawn] = s->params.gumbel ? (int32_t)(b * len) + s->candidates[i] - q->first : drawn;
+        s->row_keys[drawn++] = dllm_key_of(s, q, s->candidates[i]);
+    }
+    return drawn;
+}
+
+/* One round of the head: drawn candidates [from, from + n). */
+static void draw_tokens(dllm_session *s, int64_t from, int32_t n, dllm_mat given, const void *noise)
+{
     if (!given.data && dllm_decodes_fused(s)) {
-        dllm_head_predict(s, at, r->token, r->score, r->prob);
-    } else {
-        if (!given.data) dllm_head(s, at);
-        dllm_count_logits(s, r->n, 1);
-        s->device.ops->predict(&s->device, r->token, r->score, r->prob, s->logits[0], r->n, &s->sampling, s->row_keys, noise,
-                               r->noise_rows);
+        dllm_head_predict(s, from, n);
+        return;
     }
-    for (int32_t i = 0; i < r->n; i++) {
-        s->token[r->which[i]] = r->token[i];
-        s->score[r->which[i]] = r->score[i];
-        s->prob[r->which[i]] = r->prob[i];
+    for (int32_t i = 0; given.data && i < n; i++)
+        dllm_upload(s, s->logits[0], i, dllm_at(given, s->candidates[s->drawn[from + i]]), 1);
+    if (!given.data) dllm_head(s, (dllm_rows){ .idx = s->speaker + from, .n = n });
+    dllm_count_logits(s, n, 1);
+    const void *numbers = dllm_lend_noise(s, noise, from, n);
+    s->device.ops->predict(&s->device, s->token + from, s->score + from, s->prob + from, s->logits[0], n, &s->sampling,
+                           s->row_keys + from, numbers, s->noise_row + from);
+}
+
+/* What was drawn goes from the line to the candidates' places, the last one first. */
+static void spread_out(dllm_session *s, int64_t drawn)
+{
+    for (int64_t i = s->n_candidates; i-- > drawn;) {
+        const bool mine = drawn > 0 && s->drawn[drawn - 1] == i;
+        drawn -= mine;
+        s->token[i] = mine ? s->token[drawn] : s->params.mask_id;
+        s->score[i] = mine ? s->score[drawn] : NAN;
+        s->prob[i] = mine ? s->prob[drawn] : NAN;
     }
-    r->n = 0;
 }
 
 static int predict(dllm_session *s, dllm_mat given)
 {
-    int64_t drawn = 0;
-    for (int64_t i = 0; i < s->n_candidates; i++) drawn += s->source[i] != -1;
+    const int64_t drawn = line_up(s);
     const void *noise;
     TRY(token_noise(s, drawn, &noise));
     if (given.data) TRY(dllm_need_logits(s));
-    const int64_t len = dllm_longest(s);
-    head_round r = { .n = 0 };
-    drawn = 0;
-    for (int64_t i = 0, b = 0; i < s->n_candidates; i++) {
-        while (s->candidates[i] >= s->sequences[b].first + s->sequences[b].len) b++;
-        const dllm_sequence *q = &s->sequences[b];
-        if (s->source[i] == -1) {
-            s->token[i] = s->params.mask_id;
-            s->score[i] = s->prob[i] = NAN;
-            continue;
-        }
-        r.which[r.n] = i;
-        r.rows[r.n] = s->source[i];
-        r.noise_rows[r.n] = (int32_t)(s->params.gumbel ? b * len + s->candidates[i] - q->first : drawn);
-        s->row_keys[r.n] = dllm_key_of(s, q, s->candidates[i]);
-        drawn++;
-        if (++r.n == s->head_rows) run_round(s, &r, given, noise);
-    }
-    if (r.n > 0) run_round(s, &r, given, noise);
+    for (int64_t at = 0; at < drawn; at += s->head_rows)
+        draw_tokens(s, at, (int32_t)(drawn - at < s->head_rows ? drawn - at : s->head_rows), given, noise);
+    TRY(dllm_check_device(s));
+    spread_out(s, drawn);
     return 0;
 }
 
@@ -378,7 +371,6 @@ int dllm_session_decide(dllm_session *s, dllm_mat logits)
     s->n_revealed = 0;
     const void *noise;
     TRY(predict(s, logits));
-    TRY(dllm_check_device(s));
     dllm_enter(s, DLLM_STAGE_DECIDE);
     TRY(recorded_scores(s));
     TRY(place_noise(s, &noise));

@@ -151,7 +151,8 @@ int dllm_cuda_sim_load(const char *path);
  * "cuda:own", "cuda:1:own", which have no library, they never do. */
 int dllm_cuda_library(const char *device, const char *path, char *out, size_t bytes);
 
-/* The model borrows the device and everything the weights point to: keep both until it is closed. act: the dtype of
+/* The model borrows the device and everything the weights point to: keep both until it is closed. On a device with memory of its own
+ * it copies the weights there, and only the device is borrowed. act: the dtype of
  * activations; weights of any dtype go with any activations: exactly, or, with int8 weights, each row of activations rounded to int8. */
 typedef struct dllm_model dllm_model;
 int dllm_model_open(dllm_model **out, dllm_device *d, const dllm_config *c, const dllm_weights *w, dllm_dtype act);
@@ -316,6 +317,8 @@ typedef struct {
     dllm_mat k, v, context, attn, ffn;
 } dllm_kept;
 int dllm_session_kept(const dllm_session *s, int sequence, int branch, int layer, dllm_kept *out);
+void dllm_session_read(dllm_session *s, void *out,
+                       dllm_mat view); /* its numbers; the host cannot look into every device's memory */
 
 /* Forward pass over the current ids without a step, for sessions without a cache: logits [rows, vocab] of every packed row, guided and, if `shifted`, moved as
  * the model family asks. out may be float32, or the model's dtype. */

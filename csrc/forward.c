@@ -21,7 +21,7 @@ static void choose_rows(dllm_session *s)
         r->norm = r->delta.n ? p->rows : r->v;
         if (st->choose && p->rows.n) st->choose(s, q, r);
     }
-    s->places_used = 0;
+    dllm_make_room(s);
 }
 
 /* In the last layer what is kept of a row serves nobody but the row itself, once it is asked. Rows before the first mask never are, but
@@ -41,6 +41,8 @@ static void drop_unread(dllm_session *s)
 static int spans(dllm_session *s, bool delta)
 {
     int n = 0;
+    s->spans = (dllm_span *)dllm_room(s, s->n_sequences * (int64_t)(sizeof *s->spans / sizeof(int32_t)));
+    s->columns = (dllm_columns *)dllm_room(s, s->n_sequences * (int64_t)(sizeof *s->columns / sizeof(int32_t)));
     for (int32_t b = 0, at = 0, column = 0; b < s->n_sequences; b++) {
         const dllm_layer_rows *r = &s->layer_rows[b];
         const int32_t n_q = delta ? r->delta.n : r->exact.n;
@@ -71,6 +73,7 @@ static void project_values(dllm_session *s, const dllm_layer *w)
     dllm_enter(s, DLLM_STAGE_CACHE);
     if (s->strategy->after_values) {
         op->cosine(d, s->similarity, s->new_values, packed, s->values, slots, 1e-16f);
+        dllm_wait(s);
         for (int32_t b = 0, at = 0; b < s->n_sequences; b++) {
             const int32_t n = s->layer_rows[b].v.n;
             if (s->plans[b].rows.n) s->strategy->after_values(s, &s->sequences[b], &s->layer_rows[b], s->similarity + at);
@@ -104,14 +107,16 @@ static void attention(dllm_session *s, const dllm_layer *w)
     const dllm_rows exact = dllm_pack(s, DLLM_SET_EXACT, DLLM_IN_ROWS), delta = dllm_pack(s, DLLM_SET_DELTA, DLLM_IN_ROWS);
     project_queries(s, w, s->q, exact);
     dllm_enter(s, DLLM_STAGE_ATTENTION);
-    op->attend(d, s->context, exact, s->q, s->keys, s->values, s->spans, spans(s, false), c->heads, c->kv_heads);
+    const int exact_spans = spans(s, false);
+    op->attend(d, s->context, exact, s->q, s->keys, s->values, s->spans, exact_spans, c->heads, c->kv_heads);
     if (delta.n == 0) return;
     dllm_mat q = s->q;
     q.data = dllm_at(s->q, exact.n);
     project_queries(s, w, q, delta);
     dllm_enter(s, DLLM_STAGE_ATTENTION);
+    const int delta_spans = spans(s, true);
     op->attend_delta(d, s->context, delta, s->kept_context, dllm_pack(s, DLLM_SET_DELTA, DLLM_IN_CONTEXT), q, s->keys,
-                     s->new_values, dllm_pack(s, DLLM_SET_V, DLLM_IN_SLOTS), s->spans, s->columns, spans(s, true), c->heads,
+                     s->new_values, dllm_pack(s, DLLM_SET_V, DLLM_IN_SLOTS), s->spans, s->columns, delta_spans, c->heads,
                      c->kv_heads);
 }
 
@@ -122,6 +127,7 @@ static void compare_contexts(dllm_session *s)
     const dllm_rows rows = dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ROWS), kept = dllm_pack(s, DLLM_SET_OUT, DLLM_IN_CONTEXT);
     dllm_enter(s, DLLM_STAGE_CACHE);
     d->ops->cosine(d, s->similarity, s->context, rows, s->kept_context, kept, 1e-8f);
+    dllm_wait(s);
     for (int32_t b = 0, at = 0; b < s->n_sequences; b++) {
         dllm_sequence *q = &s->sequences[b];
         dllm_layer_rows *r = &s->layer_rows[b];
@@ -184,9 +190,8 @@ static void run_layer(dllm_session *s)
 /* ---- the pass ------------------------------------------------------------------------------------------------------------------------ */
 static void keep_hidden(dllm_session *s, dllm_mat m)
 {
-    const size_t bytes = (size_t)m.cols * dllm_dtype_size(m.dtype) * (size_t)s->rows;
-    memcpy(s->hidden, m.data, bytes);
-    s->hidden += bytes;
+    dllm_download(s, s->hidden, m, s->rows);
+    s->hidden += (size_t)m.cols * dllm_dtype_size(m.dtype) * (size_t)s->rows;
 }
 
 /* Guidance asks what the model would say without the prompt. */
@@ -233,7 +238,7 @@ static void run_branch(dllm_session *s)
         s->layer_rows[b] = (dllm_layer_rows){ .travel = s->plans[b].rows, .out = s->sequences[b].ask };
         s->sequences[b].changed = s->plans[b].changed;
     }
-    s->places_used = 0;
+    dllm_make_room(s);
     const dllm_rows travel = dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ROWS);
     dllm_enter(s, DLLM_STAGE_EMBED);
     op->embed(&s->device, s->x, travel, m->weights.embed, s->ids[s->branch]);
@@ -242,7 +247,7 @@ static void run_branch(dllm_session *s)
         run_layer(s);
     }
     for (int b = 0; b < s->n_sequences; b++) s->layer_rows[b].out = s->sequences[b].ask;
-    s->places_used = 0;
+    dllm_make_room(s);
     const dllm_rows ask = dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ROWS);
     dllm_enter(s, DLLM_STAGE_NORM);
     op->rmsnorm(&s->device, s->final[s->branch], dllm_range(0, ask.n), s->x, ask, m->weights.norm, m->config.norm_eps);
@@ -275,21 +280,32 @@ static void head_of(dllm_session *s, int branch, dllm_rows at)
     dllm_enter(s, DLLM_STAGE_PREDICT);
 }
 
-void dllm_head_predict(dllm_session *s, dllm_rows at, int32_t *token, float *score, float *prob)
+void dllm_head_predict(dllm_session *s, int64_t from, int32_t n)
 {
+    const dllm_rows at = { .idx = s->speaker + from, .n = n };
     dllm_enter(s, DLLM_STAGE_HEAD);
-    s->device.ops->head_predict(&s->device, token, score, prob, s->final[0], at, s->model->weights.head, &s->sampling, s->row_keys);
-    dllm_count_head(s, at.n, false);
+    s->device.ops->head_predict(&s->device, s->token + from, s->score + from, s->prob + from, s->final[0], at,
+                                s->model->weights.head, &s->sampling, s->row_keys + from);
+    dllm_count_head(s, n, false);
     dllm_enter(s, DLLM_STAGE_PREDICT);
 }
 
 /* Packed row whose state lies in row `at` of final. */
-static int64_t packed_row(const dllm_session *s, int32_t at)
+static int32_t packed_row(const dllm_session *s, int32_t at)
 {
     if (at >= s->rows) return s->sequences[at - s->rows].first + s->sequences[at - s->rows].carried;
     int b = 0;
     for (; at >= s->sequences[b].ask.n; b++) at -= s->sequences[b].ask.n;
     return s->sequences[b].first + dllm_row(s->sequences[b].ask, at);
+}
+
+/* Where the residual has what rows of final were moved by. */
+static dllm_rows residual_rows(dllm_session *s, dllm_rows at)
+{
+    dllm_make_room(s);
+    int32_t *rows = dllm_room(s, at.n);
+    for (int32_t i = 0; i < at.n; i++) rows[i] = packed_row(s, dllm_row(at, i));
+    return (dllm_rows){ .idx = rows, .n = at.n };
 }
 
 void dllm_keep_residual(dllm_session *s)
@@ -299,11 +315,7 @@ void dllm_keep_residual(dllm_session *s)
         head_of(s, 0, at);
         head_of(s, 1, at);
         dllm_count_logits(s, at.n, 3);
-        for (int32_t i = 0; i < at.n; i++) {
-            const float *c = dllm_at(s->logits[0], i), *u = dllm_at(s->logits[1], i);
-            float *r = dllm_at(s->residual, packed_row(s, from + i));
-            for (int64_t j = 0; j < s->residual.cols; j++) r[j] = c[j] - u[j];
-        }
+        s->device.ops->guide_keep(&s->device, s->residual, residual_rows(s, at), s->logits[0], s->logits[1]);
     }
 }
 
@@ -317,9 +329,5 @@ void dllm_head(dllm_session *s, dllm_rows at)
         s->device.ops->guide(&s->device, s->logits[0], s->logits[1], at.n, s->params.cfg_scale);
         return;
     }
-    for (int32_t i = 0; i < at.n; i++) {
-        float *c = dllm_at(s->logits[0], i);
-        const float *r = dllm_at(s->residual, packed_row(s, dllm_row(at, i)));
-        for (int64_t j = 0; j < s->residual.cols; j++) c[j] = c[j] - r[j] + (s->params.cfg_scale + 1) * r[j];
-    }
+    s->device.ops->guide_again(&s->device, s->logits[0], s->residual, residual_rows(s, at), s->params.cfg_scale);
 }

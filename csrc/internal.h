@@ -7,9 +7,16 @@
 struct dllm_model {
     dllm_device *device;
     dllm_config config;
-    dllm_weights weights; /* the matrices are borrowed, the array of layers is ours */
+    dllm_weights weights; /* the array of layers is ours */
+    bool copied;          /* so are the matrices, in memory of the device; else they are borrowed */
     dllm_dtype act;
 };
+
+/* Memory of the device, or, shared, of host and device. */
+typedef struct {
+    void *data;
+    bool shared;
+} dllm_block;
 
 typedef struct dllm_plan dllm_plan;
 typedef struct dllm_layer_rows dllm_layer_rows;
@@ -52,7 +59,7 @@ typedef struct {
 
 struct dllm_session {
     dllm_model *model;
-    dllm_device device; /* the model's, with scratch of this session's own */
+    dllm_device device; /* the model's, with a queue of work and scratch of this session's own */
     dllm_params params;
     dllm_sampling sampling;
     const dllm_strategy *strategy;
@@ -67,11 +74,11 @@ struct dllm_session {
     float *times;                /* [steps a block + 1], the time schedule */
 
     int32_t *ids[DLLM_BRANCHES]; /* [rows]; the second branch has its condition blanked */
-    int32_t *places;             /* arena of row numbers, for packed sets that are no range */
-    int64_t places_used;
+    int32_t *places;             /* arena of what kernels read: packed sets that are no range, spans, columns; see dllm_make_room */
+    int64_t places_used, n_places;
     int32_t *picks;        /* [DLLM_PICKS * rows], the sequences' rooms */
-    dllm_span *spans;      /* [n_sequences] */
-    dllm_columns *columns; /* [n_sequences] */
+    dllm_span *spans;      /* of the attention that is asked next, in the arena */
+    dllm_columns *columns; /* likewise */
 
     dllm_mat x, h;       /* [rows, dim]: residual stream; its norm */
     dllm_mat q, context; /* [rows, heads * head_dim] */
@@ -88,27 +95,31 @@ struct dllm_session {
     dllm_mat logits[DLLM_BRANCHES]; /* [head_rows, vocab] float32; nothing until logits are asked for, see dllm_need_logits */
     dllm_mat residual;              /* [rows, vocab] float32: what guidance added last, if it is not asked every step */
     char *hidden;                   /* where a pass leaves every layer's input, or NULL */
+    float *logits_row;              /* [vocab] and */
+    void *noise;                    /* [head_rows, vocab] recorded numbers, where the host's memory is not the device's */
 
     int32_t *ask; /* [rows] local rows, sequence after sequence */
     int64_t n_ask;
     int32_t *candidates; /* [rows] packed rows that may be revealed, ascending */
     int32_t *source;     /* of each: row of final that speaks for it; -1: the origin rule's coin left it out */
     int64_t n_candidates;
+    /* Of the candidates that are drawn, one behind the other: which, by what row of final and of recorded numbers, by whose chance. */
+    int32_t *drawn, *speaker, *noise_row;
+    dllm_key *row_keys;
     int32_t *token; /* of each candidate */
     float *score, *prob;
     float *priority;   /* what the candidates of one sequence are ordered by */
     int32_t *order;    /* of one sequence, surest first */
     int32_t *revealed; /* packed rows of the latest step, surest first in each sequence */
     int64_t n_revealed;
-    int64_t head_rows;  /* DLLM_HEAD_ROWS, or all rows if there are fewer */
-    dllm_key *row_keys; /* [head_rows] */
-    bool forwarded;     /* forward() ran, decide() has not */
+    int64_t head_rows; /* DLLM_HEAD_ROWS, or all rows if there are fewer */
+    bool forwarded;    /* forward() ran, decide() has not */
 
     int8_t *mode;    /* [branches * layers * n_sequences] what the method did in the latest step, or NULL: nobody watches */
     uint8_t *chosen; /* [branches * layers * rows] 1: the row was chosen */
     float *seen;     /* the same shape: what it was chosen by */
 
-    void **blocks; /* every allocation, freed at the end */
+    dllm_block *blocks; /* every allocation, freed at the end */
     int n_blocks;
     dllm_clock clock;
     dllm_stats stats;

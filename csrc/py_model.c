@@ -21,8 +21,11 @@ static int open_on(PyObject *module, dllm_py_model *self, const dllm_config *c, 
 {
     dllm_dtype act;
     if (dtype_of(module, dtype, c->dtype, &act) < 0) return -1;
-    int status = dllm_device_open(&self->device, strcmp(device, "auto") == 0 ? "cpu" : device, threads);
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    status = dllm_device_open(&self->device, strcmp(device, "auto") == 0 ? "cpu" : device, threads);
     if (status >= 0) status = dllm_model_open(&self->model, self->device, c, w, act);
+    Py_END_ALLOW_THREADS
     if (status < 0) dllm_py_raise(module, status);
     return status;
 }

@@ -341,11 +341,13 @@ static PyObject *watched(py_session *self, PyObject *unused)
                                dllm_py_array(NPY_FLOAT32, 2, rows, seen)));
 }
 
-static PyObject *kept_array(dllm_mat m)
+static PyObject *kept_array(dllm_session *s, dllm_mat m)
 {
     const int64_t shape[] = { m.rows, m.cols };
     if (!m.data) return Py_NewRef(Py_None);
-    return dllm_py_array(m.dtype == DLLM_F32 ? NPY_FLOAT32 : NPY_UINT16, 2, shape, m.data);
+    PyObject *out = dllm_py_array(m.dtype == DLLM_F32 ? NPY_FLOAT32 : NPY_UINT16, 2, shape, NULL);
+    if (out) dllm_session_read(s, PyArray_DATA((PyArrayObject *)out), m);
+    return out;
 }
 
 static PyObject *kept(py_session *self, PyObject *args, PyObject *keywords)
@@ -355,11 +357,12 @@ static PyObject *kept(py_session *self, PyObject *args, PyObject *keywords)
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "ii|i", names, &sequence, &layer, &branch)) return NULL;
     if (enter(self) < 0) return NULL;
     dllm_kept k;
-    const int status = dllm_session_kept(self->session, sequence, branch, layer, &k);
+    dllm_session *s = self->session;
+    const int status = dllm_session_kept(s, sequence, branch, layer, &k);
     if (status < 0) return leave(self, status, NULL);
     return leave(self, 0,
-                 Py_BuildValue("{s:N,s:N,s:N,s:N,s:N}", "k", kept_array(k.k), "v", kept_array(k.v), "context",
-                               kept_array(k.context), "attn", kept_array(k.attn), "ffn", kept_array(k.ffn)));
+                 Py_BuildValue("{s:N,s:N,s:N,s:N,s:N}", "k", kept_array(s, k.k), "v", kept_array(s, k.v), "context",
+                               kept_array(s, k.context), "attn", kept_array(s, k.attn), "ffn", kept_array(s, k.ffn)));
 }
 
 /* ---- passes ------------------------------------------------------------------------------------------------------------------------------------------ */

@@ -127,7 +127,7 @@ int64_t dllm_first_slot(const dllm_session *s, int b) { return base_of(s, b, DLL
 
 dllm_rows dllm_pack(dllm_session *s, dllm_set which, dllm_space space)
 {
-    int32_t *const out = s->places + s->places_used;
+    int32_t *const out = dllm_room(s, 0);
     dllm_rows packed = { .idx = out };
     bool touching = true;
     for (int b = 0; b < s->n_sequences; b++) {
@@ -139,6 +139,6 @@ dllm_rows dllm_pack(dllm_session *s, dllm_set which, dllm_space space)
         for (int32_t i = 0; i < set.n; i++) out[packed.n++] = from + dllm_row(set, i);
     }
     if (touching) packed.idx = NULL;
-    else s->places_used += packed.n;
+    else dllm_room(s, packed.n);
     return packed;
 }

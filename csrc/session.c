@@ -1,4 +1,4 @@
-/* session.c: opens a timeline, with every allocation it will ever make, and runs passes over it. */
+/* session.c: opens a timeline and runs passes over it. */
 #define _POSIX_C_SOURCE 200809L
 #include <math.h>
 #include <stdlib.h>
@@ -8,129 +8,11 @@
 #include "../kernels/threads.h"
 #include "session.h"
 
-/* ---- memory: everything is taken here, and a failure names what asked for how much -------------------------------------------- */
-static void *take(dllm_session *s, const char *what, int64_t n, size_t size)
-{
-    const dllm_ops *op = s->device.ops;
-    const size_t bytes = (size_t)n * size;
-    if (s->n_blocks < 0) return NULL; /* an earlier one failed: its message stays */
-    void *p = n >= 0 && (n == 0 || bytes / (size_t)n == size) ? op->alloc(&s->device, bytes) : NULL;
-    if (!p) {
-        dllm_fail(DLLM_E_MEMORY, "session: out of memory for %s: %lld x %zu bytes, after %zu bytes were taken", what, (long long)n,
-                  size, s->stats.scratch_bytes + s->stats.cache_bytes);
-        for (int i = 0; i < s->n_blocks; i++) op->free(&s->device, s->blocks[i]);
-        s->n_blocks = -1;
-        return NULL;
-    }
-    s->blocks[s->n_blocks++] = p;
-    s->stats.scratch_bytes += bytes;
-    return p;
-}
-
-static dllm_mat take_mat(dllm_session *s, const char *what, int64_t rows, int64_t cols, dllm_dtype dtype)
-{
-    void *p = take(s, what, rows, (size_t)cols * dllm_dtype_size(dtype));
-    return (dllm_mat){ .data = p, .rows = rows, .cols = cols, .stride = cols, .dtype = dtype };
-}
-
-enum { MAX_BLOCKS = 64 }; /* logits that come late among them */
-
-/* Buffers of the forward pass. What a method does not keep has one matrix for all layers. */
-static void take_network(dllm_session *s)
-{
-    const dllm_config *c = &s->model->config;
-    const dllm_dtype act = s->model->act;
-    const unsigned keeps = s->strategy->keeps;
-    const int64_t rows = s->rows, wide = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim,
-                  all = s->branches * c->layers;
-    s->x = take_mat(s, "residual stream", rows, c->dim, act);
-    s->h = take_mat(s, "normed rows", rows, c->dim, act);
-    s->q = take_mat(s, "queries", rows, wide, act);
-    s->context = take_mat(s, "attention", rows, wide, act);
-    s->gate = take_mat(s, "gate", rows, c->ffn_dim, act);
-    s->up = take_mat(s, "up", rows, c->ffn_dim, act);
-    s->cos = take_mat(s, "rotary cosines", rows, c->head_dim / 2, DLLM_F32);
-    s->sin = take_mat(s, "rotary sines", rows, c->head_dim / 2, DLLM_F32);
-    s->keys = take_mat(s, "keys", all * s->kept_slots + rows, kv, act);
-    s->values = take_mat(s, "values", all * s->kept_slots + rows, kv, act);
-    s->attn = take_mat(s, "attention outputs", keeps & DLLM_KEEP_ATTN ? all * rows : rows, c->dim, act);
-    s->ffn = keeps & DLLM_KEEP_FFN ? take_mat(s, "feed-forward outputs", all * rows, c->dim, act) : s->attn;
-    if (keeps & DLLM_KEEP_CONTEXT) s->kept_context = take_mat(s, "kept contexts", all * rows, wide, act);
-    if (keeps & DLLM_COMPARE_VALUES) s->new_values = take_mat(s, "new values", rows, kv, act);
-    const int64_t outputs = !!(keeps & DLLM_KEEP_ATTN) + !!(keeps & DLLM_KEEP_FFN);
-    const int64_t numbers = all * (2 * s->kept_slots * kv + rows * (outputs * c->dim + (keeps & DLLM_KEEP_CONTEXT ? wide : 0)));
-    s->stats.cache_bytes = (size_t)numbers * dllm_dtype_size(act);
-}
-
 /* Guidance mixes two rows of logits, filters and recorded numbers look at whole ones. */
 bool dllm_decodes_fused(const dllm_session *s)
 {
     return s->device.ops->head_predict && s->branches == 1 && !dllm_filters(&s->sampling, s->model->config.vocab) &&
            (!s->params.noise.draw || s->params.temperature == 0);
-}
-
-int dllm_need_logits(dllm_session *s)
-{
-    const int64_t vocab = s->model->config.vocab;
-    const size_t bytes = (size_t)s->head_rows * (size_t)vocab * sizeof(float);
-    if (s->logits[0].data) return 0;
-    void *p = s->device.ops->alloc(&s->device, bytes);
-    FAIL_IF(!p, DLLM_E_MEMORY, "session: out of memory for logits: %lld x %lld numbers", (long long)s->head_rows, (long long)vocab);
-    s->logits[0] = (dllm_mat){ .data = p, .rows = s->head_rows, .cols = vocab, .stride = vocab, .dtype = DLLM_F32 };
-    s->blocks[s->n_blocks++] = p;
-    s->stats.scratch_bytes += bytes;
-    return 0;
-}
-
-static void take_decoding(dllm_session *s)
-{
-    const dllm_config *c = &s->model->config;
-    const int64_t rows = s->rows;
-    s->head_rows = rows < DLLM_HEAD_ROWS ? rows : DLLM_HEAD_ROWS;
-    for (int b = 0; b < s->branches; b++) {
-        s->ids[b] = take(s, "ids", rows, sizeof(int32_t));
-        s->final[b] = take_mat(s, "final rows", rows + s->n_sequences, c->dim, s->model->act);
-        if (!dllm_decodes_fused(s)) s->logits[b] = take_mat(s, "logits", s->head_rows, c->vocab, DLLM_F32);
-    }
-    if (s->branches > 1 && s->params.cfg_interval > 1) s->residual = take_mat(s, "guidance residual", rows, c->vocab, DLLM_F32);
-    s->ask = take(s, "asked rows", rows, sizeof *s->ask);
-    s->candidates = take(s, "candidates", rows, sizeof *s->candidates);
-    s->source = take(s, "sources", rows, sizeof *s->source);
-    s->token = take(s, "tokens", rows, sizeof *s->token);
-    s->score = take(s, "scores", rows, sizeof *s->score);
-    s->prob = take(s, "probabilities", rows, sizeof *s->prob);
-    s->priority = take(s, "priorities", rows, sizeof *s->priority);
-    s->order = take(s, "order", rows, sizeof *s->order);
-    s->revealed = take(s, "revealed rows", rows, sizeof *s->revealed);
-    s->row_keys = take(s, "random keys", s->head_rows, sizeof *s->row_keys);
-}
-
-enum { PLACES = 20 }; /* packed sets of one layer */
-
-static int take_everything(dllm_session *s)
-{
-    const int64_t rows = s->rows, watched = s->params.watch ? s->branches * s->model->config.layers : 0;
-    s->plans = take(s, "plans", s->n_sequences, sizeof *s->plans);
-    s->layer_rows = take(s, "row sets", s->n_sequences, sizeof *s->layer_rows);
-    s->spans = take(s, "spans", s->n_sequences, sizeof *s->spans);
-    s->columns = take(s, "columns", s->n_sequences, sizeof *s->columns);
-    s->times = take(s, "time schedule", dllm_block_steps(&s->params) + 1, sizeof *s->times);
-    s->places = take(s, "row numbers", PLACES * rows, sizeof *s->places);
-    s->picks = take(s, "chosen rows", DLLM_PICKS * rows, sizeof *s->picks);
-    s->similarity = take(s, "similarities", rows, sizeof *s->similarity);
-    s->space = take(s, "hooks' space", 2 * rows, sizeof *s->space);
-    take_network(s);
-    take_decoding(s);
-    if (watched) {
-        s->mode = take(s, "watched modes", watched * s->n_sequences, sizeof *s->mode);
-        s->chosen = take(s, "watched rows", watched * rows, sizeof *s->chosen);
-        s->seen = take(s, "watched values", watched * rows, sizeof *s->seen);
-    }
-    s->device.scratch_bytes = s->device.ops->scratch(&s->device, &s->model->config, s->model->act, rows, rows);
-    s->device.scratch = take(s, "kernel scratch", 1, s->device.scratch_bytes);
-    if (s->n_blocks < 0) return DLLM_E_MEMORY;
-    s->stats.scratch_bytes -= s->stats.cache_bytes;
-    return 0;
 }
 
 /* ---- opening -------------------------------------------------------------------------------------------------------------------- */
@@ -165,9 +47,39 @@ void dllm_rope_row(float *cos_row, float *sin_row, int32_t position, int32_t hea
     }
 }
 
-static void fill_sequence(dllm_session *s, int b, const dllm_prompt *p, int32_t first)
+/* Rows [first, first + n->len) of the tables of angles, on the host. */
+static void fill_angles(const dllm_session *s, const dllm_sequence *q, const dllm_prompt *p, float *cos_rows, float *sin_rows)
 {
     const dllm_config *c = &s->model->config;
+    const int32_t half = c->head_dim / 2;
+    for (int32_t r = 0, position = -1; r < q->len; r++) {
+        position = r < p->n && p->positions ? p->positions[r] : position + 1;
+        float *cos_row = cos_rows + (size_t)r * (size_t)half, *sin_row = sin_rows + (size_t)r * (size_t)half;
+        dllm_rope_row(cos_row, sin_row, position, c->head_dim, c->rope_theta);
+        for (int32_t j = 0; !c->rope_f32 && j < half; j++) {
+            cos_row[j] = dllm_round(cos_row[j], s->model->act);
+            sin_row[j] = dllm_round(sin_row[j], s->model->act);
+        }
+    }
+}
+
+static int set_angles(dllm_session *s, const dllm_prompt *prompts)
+{
+    const size_t numbers = (size_t)s->rows * (size_t)s->cos.cols;
+    float *tables = malloc(2 * numbers * sizeof *tables + 1);
+    FAIL_IF(!tables, DLLM_E_MEMORY, "session: out of memory for rotary angles: %zu bytes", 2 * numbers * sizeof *tables);
+    for (int b = 0; b < s->n_sequences; b++) {
+        float *mine = tables + (size_t)s->sequences[b].first * (size_t)s->cos.cols;
+        fill_angles(s, &s->sequences[b], &prompts[b], mine, mine + numbers);
+    }
+    dllm_upload(s, s->cos, 0, tables, s->rows);
+    dllm_upload(s, s->sin, 0, tables + numbers, s->rows);
+    free(tables);
+    return 0;
+}
+
+static void fill_sequence(dllm_session *s, int b, const dllm_prompt *p, int32_t first)
+{
     dllm_sequence *q = &s->sequences[b];
     *q =
         (dllm_sequence){ .first = first, .len = p->n + s->params.answer_len, .prompt = p->n, .seed = p->seed, .stream = p->stream };
@@ -176,30 +88,21 @@ static void fill_sequence(dllm_session *s, int b, const dllm_prompt *p, int32_t 
     q->carried = -1;
     while (q->fixed < p->n && p->ids[q->fixed] != s->params.mask_id) q->fixed++;
     for (int i = 0; i < DLLM_PICKS; i++) q->pick[i] = s->picks + i * s->rows + first;
-    for (int32_t r = 0, position = -1; r < q->len; r++) {
-        position = r < p->n && p->positions ? p->positions[r] : position + 1;
-        s->ids[0][first + r] = r < p->n ? p->ids[r] : s->params.mask_id;
-        float *cos_row = dllm_at(s->cos, first + r), *sin_row = dllm_at(s->sin, first + r);
-        dllm_rope_row(cos_row, sin_row, position, c->head_dim, c->rope_theta);
-        for (int32_t j = 0; !c->rope_f32 && j < c->head_dim / 2; j++) {
-            cos_row[j] = dllm_round(cos_row[j], s->model->act);
-            sin_row[j] = dllm_round(sin_row[j], s->model->act);
-        }
-    }
+    for (int32_t r = 0; r < q->len; r++) s->ids[0][first + r] = r < p->n ? p->ids[r] : s->params.mask_id;
     q->done = s->params.answer_len == 0;
     if (!q->done) dllm_open_block(s, q);
 }
 
 static int open_session(dllm_session *s, const dllm_prompt *prompts)
 {
-    s->sequences = take(s, "sequences", s->n_sequences, sizeof *s->sequences);
-    FAIL_IF(!s->sequences, DLLM_E_MEMORY, "%s", dllm_last_error());
+    s->sequences = dllm_take_sequences(s);
+    FAIL_IF(!s->sequences, DLLM_E_MEMORY, "session: out of memory for %d sequences", s->n_sequences);
     for (int b = 0; b < s->n_sequences; b++) {
         const dllm_sequence shape = { .len = prompts[b].n + s->params.answer_len, .prompt = prompts[b].n };
         s->rows += shape.len;
         s->kept_slots += s->strategy->slots(s, &shape);
     }
-    TRY(take_everything(s));
+    TRY(dllm_take_memory(s));
     dllm_times(s->times, dllm_block_steps(&s->params), s->params.eps);
     int32_t slot = 0;
     for (int32_t b = 0, first = 0; b < s->n_sequences; b++) {
@@ -208,7 +111,16 @@ static int open_session(dllm_session *s, const dllm_prompt *prompts)
         slot += s->strategy->slots(s, &s->sequences[b]);
         first += s->sequences[b].len;
     }
-    return 0;
+    TRY(set_angles(s, prompts));
+    return dllm_check_device(s);
+}
+
+/* A queue of work of its own, before it takes anything. */
+static int open_device(dllm_session *s)
+{
+    s->device = *s->model->device;
+    const int status = s->device.ops->open(&s->device);
+    return status < 0 ? dllm_fail(status, "session: %s", s->device.why) : 0;
 }
 
 int dllm_session_open(dllm_session **out, dllm_model *m, const dllm_params *p, const dllm_prompt *prompts, int n)
@@ -218,22 +130,20 @@ int dllm_session_open(dllm_session **out, dllm_model *m, const dllm_params *p, c
     TRY(check_prompts(m, p, prompts, n));
     dllm_threads_look();
     dllm_session *s = calloc(1, sizeof *s);
-    void **blocks = calloc(MAX_BLOCKS, sizeof *blocks);
-    if (!s || !blocks) {
-        free(s);
-        free(blocks);
-        return dllm_fail(DLLM_E_MEMORY, "session: out of memory");
-    }
+    FAIL_IF(!s, DLLM_E_MEMORY, "session: out of memory for %zu bytes", sizeof *s);
     s->model = m;
-    s->device = *m->device;
     s->params = *p;
     s->sampling = dllm_sampling_of(p);
     s->strategy = p->strategy ? p->strategy : &dllm_strategy_none;
     s->n_sequences = n;
     s->branches = p->cfg_scale > 0 ? 2 : 1;
-    s->blocks = blocks;
     s->stats.weight_bytes = dllm_model_bytes(m);
-    const int status = open_session(s, prompts);
+    int status = open_device(s);
+    if (status < 0) {
+        free(s);
+        return status;
+    }
+    status = open_session(s, prompts);
     if (status < 0) {
         dllm_session_close(s);
         return status;
@@ -245,8 +155,8 @@ int dllm_session_open(dllm_session **out, dllm_model *m, const dllm_params *p, c
 void dllm_session_close(dllm_session *s)
 {
     if (!s) return;
-    for (int i = 0; i < s->n_blocks; i++) s->device.ops->free(&s->device, s->blocks[i]);
-    free(s->blocks);
+    dllm_give_memory(s);
+    s->device.ops->close(&s->device);
     free(s);
 }
 
@@ -317,12 +227,6 @@ static int pass(dllm_session *s)
 
 bool dllm_keeps(const dllm_session *s) { return s->kept_slots > 0 || s->strategy->keeps != 0; }
 
-int dllm_check_device(dllm_session *s)
-{
-    const int status = s->device.ops->sync(&s->device);
-    return status < 0 ? dllm_fail(status, "%s", s->device.why) : 0;
-}
-
 /* After a pass asked rows are packed rows: the row that speaks for row r of its sequence. */
 static int32_t speaker(const dllm_session *s, const dllm_sequence *q, int32_t r, bool shifted)
 {
@@ -358,7 +262,7 @@ int dllm_session_logits(dllm_session *s, dllm_mat out, bool shifted)
             s->candidates[i] = speaker(s, q, (int32_t)(at + i) - q->first, shifted);
         }
         dllm_head(s, (dllm_rows){ .idx = s->candidates, .n = n });
-        for (int32_t i = 0; i < n; i++) put_row(out, at + i, dllm_at(s->logits[0], i));
+        for (int32_t i = 0; i < n; i++) put_row(out, at + i, dllm_logits_row(s, i));
     }
     s->n_candidates = 0;
     dllm_finish(s);
@@ -379,10 +283,13 @@ int dllm_session_nll(dllm_session *s, const int32_t *rows, const int32_t *target
         for (int32_t i = 0; i < m; i++) {
             const dllm_sequence *q = sequence_of(s, rows[at + i]);
             s->candidates[i] = speaker(s, q, rows[at + i] - q->first, true);
+            s->token[i] = targets[at + i];
         }
         dllm_head(s, (dllm_rows){ .idx = s->candidates, .n = m });
-        s->device.ops->nll(&s->device, out + at, s->logits[0], targets + at, m);
+        s->device.ops->nll(&s->device, s->score, s->logits[0], s->token, m);
         dllm_count_logits(s, m, 1);
+        dllm_wait(s);
+        memcpy(out + at, s->score, (size_t)m * sizeof *out);
     }
     s->n_candidates = 0;
     dllm_finish(s);

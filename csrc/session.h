@@ -29,11 +29,27 @@ int64_t dllm_first_slot(const dllm_session *s, int sequence); /* row of keys and
 
 /* session.c */
 bool dllm_keeps(const dllm_session *s);         /* does anything outlive a pass? */
-int dllm_check_device(dllm_session *s);         /* 0, or the device's first failure */
 bool dllm_decodes_fused(const dllm_session *s); /* do tokens come straight from the head, without logits? */
-int dllm_need_logits(dllm_session *s);          /* room for logits, if decoding itself needed none */
 double dllm_seconds(void);                      /* monotonic */
 void dllm_rope_row(float *cos_row, float *sin_row, int32_t position, int32_t head_dim, float theta);
+
+/* memory.c: what a session holds, where, and how it goes from here to there */
+dllm_sequence *dllm_take_sequences(dllm_session *s); /* the first thing to take */
+int dllm_take_memory(dllm_session *s);               /* everything else, once its rows are counted */
+int dllm_need_logits(dllm_session *s);               /* room for logits, if decoding itself needed none */
+void dllm_give_memory(dllm_session *s);
+/* The host reads what kernels write only after one of these; the first leaves a failure for the other to tell. */
+void dllm_wait(dllm_session *s);
+int dllm_check_device(dllm_session *s); /* 0, or the device's first failure */
+/* Numbers for kernels to read: room for n of them, which stay until the next dllm_make_room and as long as kernels may read them. Between
+ * two of these lies what one layer asks for. */
+void dllm_make_room(dllm_session *s);
+int32_t *dllm_room(dllm_session *s, int64_t n);
+void dllm_upload(dllm_session *s, dllm_mat to, int64_t row, const void *from, int64_t n); /* n whole rows */
+void dllm_download(dllm_session *s, void *to, dllm_mat from, int64_t n);                  /* its first n rows */
+const float *dllm_logits_row(dllm_session *s, int32_t i);                                 /* of logits[0]; until the next call */
+/* Rows of recorded numbers for drawn candidates [from, from + n), where kernels can read them; noise_row then numbers those. */
+const void *dllm_lend_noise(dllm_session *s, const void *noise, int64_t from, int32_t n);
 
 /* account.c: what a session costs */
 void dllm_begin(dllm_session *s, dllm_stage stage); /* a call that takes time starts */
@@ -57,8 +73,8 @@ void dllm_plan_branch(dllm_session *s, int branch); /* asks the method what ever
 void dllm_forward(dllm_session *s,
                   bool guided);                /* runs the planned branch 0, then branch 1 if guided; final holds the asked rows */
 void dllm_head(dllm_session *s, dllm_rows at); /* guided float32 logits of rows of final into logits[0]; at most head_rows */
-/* Tokens and scores of rows of final without logits; row_keys says by whose chance. */
-void dllm_head_predict(dllm_session *s, dllm_rows at, int32_t *token, float *score, float *prob);
+/* Tokens and scores of the n drawn candidates from `from` on, without logits, into their places in token, score and prob. */
+void dllm_head_predict(dllm_session *s, int64_t from, int32_t n);
 void dllm_keep_residual(dllm_session *s); /* of all asked rows, after a guided forward */
 
 /* params.c */

@@ -68,10 +68,11 @@ static void after_layer(dllm_session *s, dllm_sequence *q, dllm_rows exact, int3
     float *score = s->similarity, *pooled = s->space;
     d->ops->importance(d, score, s->q, dllm_range(first_query + place_of(exact, q->lo), block), s->keys,
                        dllm_range(passing, q->len), c->heads, c->kv_heads);
+    dllm_wait(s);
     dllm_watch_seen(s, q, dllm_range(0, q->len), score);
     for (int32_t i = q->lo; i < others; i++) score[i] = score[i + block];
     pool(pooled, score, others, (int32_t)s->params.options[KERNEL]);
-    int32_t *rows = q->pick[1];
+    int32_t *rows = dllm_room(s, keep(s, q));
     const int32_t n = dllm_highest(rows, pooled, others, keep(s, q), pooled + others);
     for (int32_t i = 0; i < n; i++) rows[i] += rows[i] < q->lo ? 0 : block;
     dllm_watch_chosen(s, q, (dllm_rows){ .idx = rows, .n = n });

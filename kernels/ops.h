@@ -128,6 +128,11 @@ struct dllm_ops {
     /* logits = u + (scale + 1) * (c - u), all float32, in place on c, for the first n rows. */
     void (*guide)(dllm_device *d, dllm_mat c, dllm_mat u, int32_t n, float scale);
 
+    /* Guidance that is not asked every step: what it moves is kept, kept[rows_i] = c[i] - u[i], and later moves other logits as far:
+     * c[i] = c[i] - kept[rows_i] + (scale + 1) * kept[rows_i], in place. All float32. */
+    void (*guide_keep)(dllm_device *d, dllm_mat kept, dllm_rows rows, dllm_mat c, dllm_mat u);
+    void (*guide_again)(dllm_device *d, dllm_mat c, dllm_mat kept, dllm_rows rows, float scale);
+
     /* Tokens for the first n rows of float32 logits, which may be overwritten. keys[i] drives row i's randomness unless noise
      * is given: then row i reads noise row noise_rows[i] of `vocab` doubles (gumbel) or floats. See dllm_sampling. */
     void (*predict)(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n, const dllm_sampling *how,
@@ -174,6 +179,9 @@ DLLM_INLINE bool dllm_filters(const dllm_sampling *how, int64_t vocab)
 {
     return !how->gumbel && (how->top_p < 1 || (how->top_k > 0 && how->top_k < vocab));
 }
+
+/* Is the device's memory the host's own? Then kernels are done when their calls return. */
+DLLM_INLINE bool dllm_is_host(const dllm_device *d) { return d->ops->alloc == d->ops->alloc_shared; }
 
 DLLM_INLINE int32_t dllm_row(dllm_rows r, int32_t i) { return r.idx ? r.idx[i] : r.first + i; }
 #ifdef __cplusplus

@@ -7,6 +7,8 @@
 void dllm_embed_c(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat table, const int32_t *ids);
 void dllm_add_c(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat y, dllm_rows y_rows);
 void dllm_guide_c(dllm_device *d, dllm_mat c, dllm_mat u, int32_t n, float scale);
+void dllm_guide_keep_c(dllm_device *d, dllm_mat kept, dllm_rows rows, dllm_mat c, dllm_mat u);
+void dllm_guide_again_c(dllm_device *d, dllm_mat c, dllm_mat kept, dllm_rows rows, float scale);
 void dllm_rmsnorm_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows rows, dllm_mat w, float eps);
 void dllm_linear_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias);
 void dllm_rope_c(dllm_device *d, dllm_mat x, dllm_rows x_rows, dllm_mat cos, dllm_mat sin, dllm_rows table_rows, int32_t head_dim,

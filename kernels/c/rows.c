@@ -28,3 +28,21 @@ void dllm_guide_c(dllm_device *d, dllm_mat c, dllm_mat u, int32_t n, float scale
         for (int64_t j = 0; j < c.cols; j++) with[j] = without[j] + (scale + 1) * (with[j] - without[j]);
     }
 }
+
+void dllm_guide_keep_c(dllm_device *d, dllm_mat kept, dllm_rows rows, dllm_mat c, dllm_mat u)
+{
+    for (int32_t i = 0; i < rows.n; i++) {
+        const float *with = dllm_at(c, i), *without = dllm_at(u, i);
+        float *moved = dllm_at(kept, dllm_row(rows, i));
+        for (int64_t j = 0; j < c.cols; j++) moved[j] = with[j] - without[j];
+    }
+}
+
+void dllm_guide_again_c(dllm_device *d, dllm_mat c, dllm_mat kept, dllm_rows rows, float scale)
+{
+    for (int32_t i = 0; i < rows.n; i++) {
+        float *with = dllm_at(c, i);
+        const float *moved = dllm_at(kept, dllm_row(rows, i));
+        for (int64_t j = 0; j < c.cols; j++) with[j] = with[j] - moved[j] + (scale + 1) * moved[j];
+    }
+}

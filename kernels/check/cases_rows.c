@@ -1,4 +1,4 @@
-/* Cases of the kernels that go over rows, element by element or pair by pair: embed, rmsnorm, rope, swiglu, add, guide. */
+/* Cases of the kernels that go over rows, element by element or pair by pair: embed, rmsnorm, rope, swiglu, add, guidance. */
 #include <math.h>
 
 #include "trial.h"
@@ -184,6 +184,55 @@ void dllm_check_guide(dllm_checker *k)
         t.tolerance = 1;
         add_matrix(&t, TRIAL_OUT, TRIAL_F32, s);
         add_matrix(&t, TRIAL_IN, TRIAL_F32, s);
+        dllm_trial_fill(&t, PAIR_A, s->scale);
+        dllm_trial_fill(&t, PAIR_B, s->scale);
+        for (int32_t r = 0; r < s->n; r++)
+            dllm_trial_slack(&t, PAIR_A, r, 100 * s->scale * dllm_trial_epsilon(TRIAL_F32)); /* fused or not */
+        dllm_trial_end(&t);
+    }
+}
+
+static void run_guide_keep(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
+{
+    d->ops->guide_keep(d, dllm_trial_mat(t, PAIR_OUT, at, 0), dllm_trial_rows(t, PAIR_OUT, at, first, n),
+                       dllm_trial_mat(t, PAIR_A, at, first), dllm_trial_mat(t, PAIR_B, at, first));
+}
+
+static void run_guide_again(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
+{
+    d->ops->guide_again(d, dllm_trial_mat(t, PAIR_A, at, first), dllm_trial_mat(t, PAIR_B, at, 0),
+                        dllm_trial_rows(t, PAIR_B, at, first, n), t->scalar);
+}
+
+void dllm_check_guide_keep(dllm_checker *k)
+{
+    for (int i = 0; i < n_shapes(k); i++) {
+        const shape *s = &shapes[i];
+        dllm_trial t;
+        dllm_trial_begin(k, &t, "guide_keep", s->n);
+        name(&t, s, TRIAL_F32, TRIAL_F32);
+        t.run = run_guide_keep; /* one operation: nothing to tolerate */
+        for (int m = 0; m < 3; m++) add_matrix(&t, m == PAIR_OUT ? TRIAL_OUT : TRIAL_IN, TRIAL_F32, s);
+        if (s->gathered) dllm_trial_gather(&t, PAIR_OUT);
+        dllm_trial_fill(&t, PAIR_A, s->scale);
+        dllm_trial_fill(&t, PAIR_B, s->scale);
+        dllm_trial_end(&t);
+    }
+}
+
+void dllm_check_guide_again(dllm_checker *k)
+{
+    for (int i = 0; i < n_shapes(k); i++) {
+        const shape *s = &shapes[i];
+        dllm_trial t;
+        dllm_trial_begin(k, &t, "guide_again", s->n);
+        name(&t, s, TRIAL_F32, TRIAL_F32);
+        t.run = run_guide_again;
+        t.scalar = (float)(0.5 + 3 * dllm_trial_uniform(k));
+        t.tolerance = 1;
+        add_matrix(&t, TRIAL_OUT, TRIAL_F32, s);
+        add_matrix(&t, TRIAL_IN, TRIAL_F32, s);
+        if (s->gathered) dllm_trial_gather(&t, PAIR_B);
         dllm_trial_fill(&t, PAIR_A, s->scale);
         dllm_trial_fill(&t, PAIR_B, s->scale);
         for (int32_t r = 0; r < s->n; r++)

@@ -110,6 +110,8 @@ void dllm_check_importance(dllm_checker *k);
 void dllm_check_swiglu(dllm_checker *k);
 void dllm_check_add(dllm_checker *k);
 void dllm_check_guide(dllm_checker *k);
+void dllm_check_guide_keep(dllm_checker *k);
+void dllm_check_guide_again(dllm_checker *k);
 void dllm_check_predict(dllm_checker *k);
 void dllm_check_head_predict(dllm_checker *k);
 void dllm_check_nll(dllm_checker *k);

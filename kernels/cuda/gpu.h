@@ -187,6 +187,8 @@ static inline int threads_for(int64_t n)
 void dllm_embed_cuda(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat table, const int32_t *ids);
 void dllm_add_cuda(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat y, dllm_rows y_rows);
 void dllm_guide_cuda(dllm_device *d, dllm_mat c, dllm_mat u, int32_t n, float scale);
+void dllm_guide_keep_cuda(dllm_device *d, dllm_mat kept, dllm_rows rows, dllm_mat c, dllm_mat u);
+void dllm_guide_again_cuda(dllm_device *d, dllm_mat c, dllm_mat kept, dllm_rows rows, float scale);
 void dllm_swiglu_cuda(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n);
 void dllm_rmsnorm_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows rows, dllm_mat w, float eps);
 void dllm_rope_cuda(dllm_device *d, dllm_mat x, dllm_rows x_rows, dllm_mat cos, dllm_mat sin, dllm_rows table_rows,

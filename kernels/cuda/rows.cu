@@ -40,10 +40,38 @@ static __global__ void guide(dllm_mat c, dllm_mat u, float scale)
         with[j] = without[j] + (scale + 1) * (with[j] - without[j]);
 }
 
+/* Logits are few rows and wide ones: several blocks share one. */
+static dim3 wide_grid(int32_t rows, int64_t cols) { return dim3((unsigned)rows, (unsigned)((cols + 4095) / 4096)); }
+
 void dllm_guide_cuda(dllm_device *d, dllm_mat c, dllm_mat u, int32_t n, float scale)
 {
-    const unsigned parts = (unsigned)((c.cols + 4095) / 4096);
-    if (n) launch(d, "guide", guide, dim3((unsigned)n, parts), threads_for(c.cols), 0, c, u, scale);
+    if (n) launch(d, "guide", guide, wide_grid(n, c.cols), threads_for(c.cols), 0, c, u, scale);
+}
+
+static __global__ void guide_keep(dllm_mat kept, dllm_rows rows, dllm_mat c, dllm_mat u)
+{
+    float *moved = (float *)dllm_at(kept, dllm_row(rows, (int32_t)blockIdx.x));
+    const float *with = (const float *)dllm_at(c, blockIdx.x), *without = (const float *)dllm_at(u, blockIdx.x);
+    for (int64_t j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x; j < c.cols; j += (int64_t)gridDim.y * blockDim.x)
+        moved[j] = with[j] - without[j];
+}
+
+void dllm_guide_keep_cuda(dllm_device *d, dllm_mat kept, dllm_rows rows, dllm_mat c, dllm_mat u)
+{
+    if (rows.n) launch(d, "guide_keep", guide_keep, wide_grid(rows.n, c.cols), threads_for(c.cols), 0, kept, rows, c, u);
+}
+
+static __global__ void guide_again(dllm_mat c, dllm_mat kept, dllm_rows rows, float scale)
+{
+    float *with = (float *)dllm_at(c, blockIdx.x);
+    const float *moved = (const float *)dllm_at(kept, dllm_row(rows, (int32_t)blockIdx.x));
+    for (int64_t j = (int64_t)blockIdx.y * blockDim.x + threadIdx.x; j < c.cols; j += (int64_t)gridDim.y * blockDim.x)
+        with[j] = with[j] - moved[j] + (scale + 1) * moved[j];
+}
+
+void dllm_guide_again_cuda(dllm_device *d, dllm_mat c, dllm_mat kept, dllm_rows rows, float scale)
+{
+    if (rows.n) launch(d, "guide_again", guide_again, wide_grid(rows.n, c.cols), threads_for(c.cols), 0, c, kept, rows, scale);
 }
 
 static __global__ void swiglu(dllm_mat out, dllm_mat gate, dllm_mat up)

@@ -2,6 +2,7 @@
  * table compute nothing, so that LLaDA-8B and Dream-7B run here in seconds: what is counted is what the core asked them to do. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "../../kernels/ops.h"
 
@@ -10,6 +11,8 @@ enum { SALIENT = 64 };
 static void *alloc_lazily(dllm_device *d, size_t bytes) { return calloc(bytes ? bytes : 1, 1); }
 static void free_it(dllm_device *d, void *p) { free(p); }
 static int sync_nothing(dllm_device *d) { return 0; }
+static void close_nothing(dllm_device *d) {}
+static void copy_bytes(dllm_device *d, void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
 static size_t scratch(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys) { return 64; }
 static void embed(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat table, const int32_t *ids) {}
 static void rmsnorm(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows rows, dllm_mat w, float eps) {}
@@ -59,8 +62,14 @@ static void head_predict(dllm_device *d, int32_t *token, float *score, float *pr
 
 static const dllm_ops counting = { .abi = DLLM_OPS_ABI,
                                    .name = "counting",
+                                   .open = sync_nothing,
+                                   .close = close_nothing,
                                    .alloc = alloc_lazily,
                                    .free = free_it,
+                                   .copy_in = copy_bytes,
+                                   .copy_out = copy_bytes,
+                                   .alloc_shared = alloc_lazily,
+                                   .free_shared = free_it,
                                    .sync = sync_nothing,
                                    .scratch = scratch,
                                    .embed = embed,

@@ -32,18 +32,19 @@ void guard(int access)
     for (const auto &block : guarded) mprotect(block.first, block.second, access);
 }
 
-/* Does something on device `on`, which alone sees device memory meanwhile. */
 void on_device(int on, const std::function<void()> &work)
 {
     order = { (order_kind)(on % 3), (uint64_t)(on / 6) * 0x9e3779b97f4a7c15u + ++launches };
-    guard(PROT_READ | PROT_WRITE);
     work();
-    guard(PROT_NONE);
 }
 
+/* What waits is done, and sees guarded memory meanwhile. */
 void finish(stream *s)
 {
+    if (s->waiting.empty()) return;
+    guard(PROT_READ | PROT_WRITE);
     for (const auto &work : s->waiting) on_device(s->device, work);
+    guard(PROT_NONE);
     s->waiting.clear();
 }
 

@@ -1,0 +1,190 @@
+/* Whole generations on a simulated GPU of the strict kind: the host cannot touch the device's memory, and kernels run no sooner than the
+ * host waits for them, so that whatever it reads too early or changes too soon shows. Every step must give what the processor gives.
+ * Arguments: the simulator's library, then models. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../csrc/dllm.h"
+
+static int passed, failed;
+
+static void expect(bool ok, const char *what, const char *where)
+{
+    if (ok) passed++;
+    else {
+        failed++;
+        printf("FAILED %s: %s (%s)\n", where, what, dllm_last_error());
+    }
+}
+
+enum { GPU, CPU, PLACES, ROWS = 64, VOCAB = 512 };
+static const char *const devices[PLACES] = { "cuda-sim:3", "cpu:c" };
+
+static bool close_to(const float *a, const float *b, size_t n, float tolerance)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (!(fabsf(a[i] - b[i]) <= tolerance) && !(isnan(a[i]) && isnan(b[i]))) return false;
+    }
+    return true;
+}
+
+/* ---- generations -------------------------------------------------------------------------------------------------------------- */
+static const int32_t prompt_ids[] = { 5, 6, 7, 8, 9, 10, 11, 12, 13 };
+static const dllm_prompt prompts[] = { { .ids = prompt_ids, .n = 4, .seed = 1 }, { .ids = prompt_ids, .n = 9, .stream = 1 } };
+
+static bool same_step(dllm_session *const s[PLACES])
+{
+    int32_t ids[PLACES][ROWS];
+    const int32_t *rows[PLACES], *tokens[PLACES];
+    const float *scores[PLACES], *probs[PLACES];
+    int64_t n[PLACES];
+    const int64_t all = dllm_session_rows(s[GPU]);
+    for (int i = 0; i < PLACES; i++) {
+        if (all > ROWS || dllm_session_tokens(s[i], ids[i], all) < 0) return false;
+        n[i] = dllm_session_candidates(s[i], &rows[i], &tokens[i], &scores[i], &probs[i]);
+    }
+    const size_t bytes = (size_t)n[GPU] * sizeof **tokens;
+    return memcmp(ids[GPU], ids[CPU], (size_t)all * sizeof **ids) == 0 && n[GPU] == n[CPU] &&
+           memcmp(rows[GPU], rows[CPU], bytes) == 0 && memcmp(tokens[GPU], tokens[CPU], bytes) == 0 &&
+           close_to(scores[GPU], scores[CPU], (size_t)n[GPU], 1e-4f) && close_to(probs[GPU], probs[CPU], (size_t)n[GPU], 1e-4f);
+}
+
+/* What the layers keep of the second sequence. */
+static bool same_kept(dllm_session *const s[PLACES], int layers)
+{
+    static float numbers[PLACES][ROWS * VOCAB];
+    for (int part = 0; part < 5 * layers; part++) {
+        for (int i = 0; i < PLACES; i++) {
+            dllm_kept k;
+            if (dllm_session_kept(s[i], 1, 0, part / 5, &k) < 0) return false;
+            const dllm_mat m[] = { k.k, k.v, k.context, k.attn, k.ffn };
+            memset(numbers[i], 0, sizeof numbers[i]);
+            if (m[part % 5].rows * m[part % 5].cols > ROWS * VOCAB) return false;
+            dllm_session_read(s[i], numbers[i], m[part % 5]);
+        }
+        if (!close_to(numbers[GPU], numbers[CPU], ROWS * VOCAB, 2e-4f)) return false;
+    }
+    return true;
+}
+
+static void generate(dllm_model *const models[PLACES], const dllm_params *p, const char *where)
+{
+    dllm_session *s[PLACES] = { NULL };
+    bool same = true;
+    for (int i = 0; i < PLACES; i++) expect(dllm_session_open(&s[i], models[i], p, prompts, 2) == 0, "opens", where);
+    int left = 1, steps = 0;
+    for (; s[GPU] && s[CPU] && same && left > 0; steps++) {
+        left = dllm_session_step(s[GPU]);
+        same = dllm_session_step(s[CPU]) == left && left >= 0 && same_step(s);
+    }
+    expect(same && steps > 1, "every step is the processor's", where);
+    if (steps > 1) expect(same_kept(s, dllm_model_config(models[GPU])->layers), "layers keep what they keep there", where);
+    for (int i = 0; i < PLACES; i++) dllm_session_close(s[i]);
+}
+
+/* As many numbers as are asked for; they stay until the next call. */
+static const void *draw(void *arg, dllm_draw kind, const int64_t *shape, int ndim)
+{
+    static double numbers[3 * ROWS * VOCAB];
+    size_t n = 1;
+    for (int i = 0; i < ndim; i++) n *= (size_t)shape[i];
+    if (n > sizeof numbers / sizeof *numbers) return NULL;
+    for (size_t i = 0; i < n; i++) {
+        const double u = fmod((double)i * 0.6180339887498949 + 0.5, 1);
+        if (kind == DLLM_DRAW_TOKEN_UNIFORM) numbers[i] = u;
+        else ((float *)numbers)[i] = (float)u;
+    }
+    return numbers;
+}
+
+static void run_method(dllm_model *const models[PLACES], const char *folder, const char *method)
+{
+    char where[600];
+    dllm_params p;
+    dllm_params_init(&p, dllm_model_config(models[GPU]));
+    dllm_params_use(&p, method);
+    if (p.score == DLLM_SCORE_ORIGIN) p.score = DLLM_SCORE_ENTROPY;
+    p.answer_len = p.steps = 8;
+    p.block_len = 4;
+    if (strcmp(method, "dllm-cache") == 0) dllm_params_set(&p, "gen_interval_steps", 3);
+    if (strcmp(method, "dyllm") == 0) dllm_params_set(&p, "full_steps", 2);
+    snprintf(where, sizeof where, "%s, %s", folder, method);
+    generate(models, &p, where);
+    p.watch = true;
+    p.cfg_scale = 0.7f;
+    p.cfg_interval = 3;
+    snprintf(where, sizeof where, "%s, %s, guided", folder, method);
+    generate(models, &p, where);
+    p.cfg_scale = 0;
+    p.temperature = 0.8f;
+    p.top_p = 0.9f;
+    p.top_k = 7;
+    p.alg_temp = p.gumbel ? 0 : 0.5f;
+    snprintf(where, sizeof where, "%s, %s, drawn", folder, method);
+    generate(models, &p, where);
+    p.noise.draw = draw;
+    snprintf(where, sizeof where, "%s, %s, recorded", folder, method);
+    generate(models, &p, where);
+}
+
+/* ---- passes ------------------------------------------------------------------------------------------------------------------- */
+static void run_passes(dllm_model *const models[PLACES], const char *where)
+{
+    static float logits[PLACES][ROWS * VOCAB], hidden[PLACES][4 * ROWS * VOCAB], nll[PLACES][3];
+    static const int32_t rows[] = { 1, 4, 6 }, targets[] = { 3, 100, 7 };
+    const dllm_config *c = dllm_model_config(models[GPU]);
+    dllm_params p;
+    dllm_params_init(&p, c);
+    p.answer_len = 0;
+    bool fine = true;
+    int64_t all = 0;
+    for (int i = 0; i < PLACES; i++) {
+        dllm_session *s;
+        fine = fine && dllm_session_open(&s, models[i], &p, prompts, 2) == 0;
+        if (!fine) break;
+        all = dllm_session_rows(s);
+        const dllm_mat out = { .data = logits[i], .rows = all, .cols = c->vocab, .stride = c->vocab, .dtype = DLLM_F32 };
+        fine = (c->layers + 1) * all * c->dim <= 4 * ROWS * VOCAB && all * c->vocab <= ROWS * VOCAB &&
+               dllm_session_logits(s, out, true) == 0 && dllm_session_nll(s, rows, targets, 3, nll[i]) == 0 &&
+               dllm_session_hidden(s, hidden[i], sizeof(float) * (size_t)((c->layers + 1) * all * c->dim)) == 0;
+        dllm_session_close(s);
+    }
+    expect(fine, "passes run", where);
+    if (!fine) return;
+    expect(close_to(logits[GPU], logits[CPU], (size_t)(all * c->vocab), 2e-4f), "logits", where);
+    expect(close_to(nll[GPU], nll[CPU], 3, 1e-4f), "likelihoods", where);
+    expect(close_to(hidden[GPU], hidden[CPU], (size_t)((c->layers + 1) * all * c->dim), 2e-4f), "hidden states", where);
+}
+
+static void check_folder(const char *folder)
+{
+    dllm_checkpoint *files = NULL;
+    dllm_device *device[PLACES] = { NULL };
+    dllm_model *models[PLACES] = { NULL };
+    bool ok = dllm_checkpoint_open(&files, folder) >= 0;
+    for (int i = 0; i < PLACES; i++) {
+        ok = ok && dllm_device_open(&device[i], devices[i], 1) >= 0 &&
+             dllm_model_open(&models[i], device[i], dllm_checkpoint_config(files), dllm_checkpoint_weights(files), DLLM_F32) >= 0;
+    }
+    expect(ok, "opens", folder);
+    if (ok) run_passes(models, folder);
+    for (int i = 0; ok && dllm_strategy_name(i); i++) run_method(models, folder, dllm_strategy_name(i));
+    for (int i = 0; i < PLACES; i++) {
+        dllm_model_close(models[i]);
+        dllm_device_close(device[i]);
+    }
+    dllm_checkpoint_close(files);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2 || dllm_cuda_sim_load(argv[1]) < 0) {
+        printf("FAILED to open the simulator: %s\n", argc < 2 ? "no path" : dllm_last_error());
+        return 1;
+    }
+    for (int i = 2; i < argc; i++) check_folder(argv[i]);
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed > 0 || passed == 0;
+}

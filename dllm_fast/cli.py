@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="every kernel against its plain C twin")
     check.add_argument("--level", default="", help="an instruction-set level; default: all of this processor's")
+    check.add_argument("--device", help="a GPU instead: cuda, cuda:1, cuda:1:own (without cuBLAS)")
     check.add_argument("--kernel", default="", help="only kernels whose name starts so")
     check.add_argument("--seed", type=int, default=0)
     check.add_argument("--timing", action="store_true", help="also time both")
@@ -124,7 +125,9 @@ def _describe(model: Model) -> None:
 
 def _check(args: argparse.Namespace) -> int:
     bad = total = 0
-    levels = [args.level] if args.level else _core.cpu_levels()
+    if args.device and not args.device.startswith("cuda"):
+        raise ValueError(f"--device {args.device!r}: cuda or cuda:N expected; --level picks kernels of the processor")
+    levels = [cuda.resolve(args.device)] if args.device else [args.level] if args.level else _core.cpu_levels()
     for level in levels:
         results = _core.check(level=level, kernel=args.kernel, seed=args.seed, timing=args.timing)
         for kernel in dict.fromkeys(r["kernel"] for r in results):

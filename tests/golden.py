@@ -1,6 +1,7 @@
 """Replays recorded runs of the original implementations through dllm_fast and compares every step.
 
     python tests/golden.py --cases DIR [--models DIR] [--device cpu] [-k PATTERN] [-v]
+    python tests/golden.py --cases tests/golden --device cuda-sim     all of it with the CUDA kernels on the processor, in minutes
 
 DIR holds a manifest, or folders that do. Models are looked up beside the cases, then under --models. Prints one line a failing
 case and closes with `N passed, N failed`. Whatever a manifest says that this program does not understand fails the case: a
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import simulator
 from golden_case import Case, Folder
 
 MANIFESTS = ("manifest.json", "manifest_moe.json")
@@ -52,13 +54,15 @@ def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--cases", required=True, help="a folder with manifest.json, or a folder of such folders")
     p.add_argument("--models", help="where the models are if not beside the cases")
-    p.add_argument("--device", default="cpu", help="cpu, cpu:c (the plain C kernels), cpu:avx2, ..., cuda")
+    p.add_argument("--device", default="cpu", help="cpu, cpu:c (the plain C kernels), cpu:avx2, ..., cuda, cuda-sim")
     p.add_argument("-k", default="", metavar="PATTERN", help="run only cases whose family/name matches this regular expression")
     p.add_argument("-v", action="store_true", help="also print passing cases and everything that differs")
     args = p.parse_args(argv)
 
     tally: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for case in collect(args.cases, args.models, args.device):
+    if args.device.startswith("cuda-sim"):
+        simulator.load()
+    for case in collect(args.cases, args.models, simulator.STRICT if args.device == "cuda-sim" else args.device):
         if not re.search(args.k, f"{case.family}/{case.name}"):
             continue
         start = time.perf_counter()

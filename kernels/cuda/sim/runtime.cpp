@@ -1,6 +1,7 @@
 /* runtime.cpp: as much of the CUDA runtime as the plug-in calls. The machine has 24 simulated GPUs. Device i runs threads in order
  * i % 3 (first come first served, last come first served, any); those with i / 3 odd are strict: kernels and copies wait until the
- * host asks for what they do, and the host cannot touch device memory; i / 6 is the seed of the random order. */
+ * host asks for what they do, and the host cannot touch device memory; i / 6 is the seed of the random order. The last six have
+ * little memory. */
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -22,14 +23,33 @@ namespace {
 std::recursive_mutex lock; /* one kernel at a time, whoever asks */
 thread_local int device;
 thread_local cudaError_t last;
-std::map<void *, size_t> guarded; /* device memory that the host cannot see, with its size */
+struct piece {
+    size_t bytes;
+    int device;
+};
+std::map<void *, piece> pieces; /* of device memory */
 uint64_t launches;
 
 bool strict(int i) { return i / 3 % 2 == 1; }
 
+size_t memory_of(int i)
+{
+    return i >= DEVICES - 6 ? (size_t)512 << 10 : (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+size_t taken(int i)
+{
+    size_t bytes = 0;
+    for (const auto &p : pieces) bytes += p.second.device == i ? p.second.bytes : 0;
+    return bytes;
+}
+
+/* The host cannot see memory of strict devices. */
 void guard(int access)
 {
-    for (const auto &block : guarded) mprotect(block.first, block.second, access);
+    for (const auto &p : pieces) {
+        if (strict(p.second.device)) mprotect(p.first, p.second.bytes, access);
+    }
 }
 
 void on_device(int on, const std::function<void()> &work)
@@ -104,7 +124,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int i)
     snprintf(p->name, sizeof p->name, "simulated GPU (%s%s)", orders[i % 3], sim::strict(i) ? ", strict" : "");
     p->major = 8;
     p->minor = 0;
-    p->totalGlobalMem = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    p->totalGlobalMem = sim::memory_of(i);
     return cudaSuccess;
 }
 
@@ -120,31 +140,30 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
 {
     std::lock_guard<std::recursive_mutex> hold(sim::lock);
     *p = nullptr;
-    if (bytes > SIZE_MAX / 2) return failed(cudaErrorMemoryAllocation);
+    if (!bytes) bytes = 1;
+    const size_t memory = sim::memory_of(sim::device);
+    if (bytes > memory || sim::taken(sim::device) > memory - bytes) return failed(cudaErrorMemoryAllocation);
     if (sim::strict(sim::device)) {
-        const size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (bytes + page) / page * page;
-        void *m = mmap(nullptr, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void *m = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (m == MAP_FAILED) return failed(cudaErrorMemoryAllocation);
-        sim::guarded[m] = whole;
         *p = m;
-    } else if (posix_memalign(p, 256, bytes ? bytes : 1)) {
+    } else if (posix_memalign(p, 256, bytes)) {
         return failed(cudaErrorMemoryAllocation);
     } else {
         memset(*p, 0xff, bytes); /* device memory begins as anything: NaNs */
     }
+    sim::pieces[*p] = { bytes, sim::device };
     return cudaSuccess;
 }
 
 cudaError_t cudaFree(void *p)
 {
     std::lock_guard<std::recursive_mutex> hold(sim::lock);
-    const auto found = sim::guarded.find(p);
-    if (found == sim::guarded.end()) {
-        free(p);
-    } else {
-        munmap(found->first, found->second);
-        sim::guarded.erase(found);
-    }
+    const auto found = sim::pieces.find(p);
+    if (found == sim::pieces.end()) return p ? failed(cudaErrorInvalidValue) : cudaSuccess;
+    if (sim::strict(found->second.device)) munmap(p, found->second.bytes);
+    else free(p);
+    sim::pieces.erase(found);
     return cudaSuccess;
 }
 

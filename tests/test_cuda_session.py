@@ -1,0 +1,170 @@
+"""Sessions on simulated GPUs: the CUDA kernels run on the processor, the host cannot touch the devices' memory, and kernels run no
+sooner than it waits for them. `python tests/golden.py --cases tests/golden --device cuda-sim` replays every recording there;
+here all but those that LEFT_OUT names (pytest -rs prints them)."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import golden  # noqa: E402
+import simulator  # noqa: E402
+from conftest import MODELS, text_ids, tiny  # noqa: E402
+
+import dllm_fast  # noqa: E402
+from dllm_fast import _core  # noqa: E402
+
+pytestmark = pytest.mark.skipif(bool(simulator.MISSING), reason=f"no GPU simulator: {simulator.MISSING}")
+
+HOST = "computed by the host, whatever the device"
+UNCACHED = "an uncached run as those of the base family, for longer"
+LEFT_OUT = {
+    ("dllm_cache", "D07_base_g56"): UNCACHED,
+    ("dllm_cache", "L11_base_g56_b8"): UNCACHED,
+    ("dyllm", "dream_baseline"): UNCACHED,
+    ("dyllm", "llada_baseline"): UNCACHED,
+    ("dyllm", "dream_tinf"): "every row is salient: as the first four steps of any other",
+    ("dyllm", "llada_tinf"): "every row is salient: as the first four steps of any other",
+}
+CASES = list(golden.collect(HERE / "golden", device=simulator.STRICT))
+
+
+def why_left_out(case):
+    if case.family in ("manifest", "tables", "pieces") or case.name.startswith("op_"):
+        return HOST
+    return LEFT_OUT.get((case.family, case.name), "")
+
+
+def parameter(case):
+    why = why_left_out(case)
+    return pytest.param(
+        case, id=f"{case.family}/{case.name}", marks=[pytest.mark.skip(reason=f"{why}: {case.name}")] if why else []
+    )
+
+
+@pytest.fixture(autouse=True)
+def simulated():
+    simulator.load()
+
+
+@pytest.mark.parametrize("case", map(parameter, CASES))
+def test_recorded_run(case):
+    word, check = case.result()
+    assert word == "ok" or (word == "info" and case.informational and check.done), "\n".join(check)
+
+
+def test_what_is_left_out_is_there():
+    assert LEFT_OUT.keys() <= {(c.family, c.name) for c in CASES}
+    assert {c.family for c in CASES if not why_left_out(c)} >= {"forward", "llada_generate", "dream_generate", "loglik", "loading"}
+
+
+@pytest.fixture
+def pair():
+    """The same model on a simulated GPU and on the processor."""
+    return dllm_fast.load(MODELS / "llada_tiny", dtype="float32", device=simulator.STRICT), tiny("llada_tiny")
+
+
+def test_a_model_says_where_it_is(pair):
+    assert (pair[0].device, pair[0].backend, pair[0].nbytes) == ("cuda-sim:3", "cuda", pair[1].nbytes)
+
+
+def test_a_stream_is_the_processors(pair, rng):
+    prompt = text_ids(rng, 7)[None]
+    runs = [list(dllm_fast.stream(m, prompt, gen_length=8, steps=8, block_length=4)) for m in pair]
+    assert len(runs[0]) == len(runs[1]) == 8
+    for gpu, cpu in zip(*runs, strict=True):
+        np.testing.assert_array_equal(gpu.sequences, cpu.sequences)
+        np.testing.assert_array_equal(gpu.tokens, cpu.tokens)
+        np.testing.assert_allclose(gpu.confidence, cpu.confidence, atol=1e-5)
+
+
+def test_two_threads_at_once(pair, rng):
+    prompts, got = [text_ids(rng, n)[None] for n in (5, 9)], {}
+
+    def run(i):
+        got[i] = dllm_fast.generate(pair[0], prompts[i], gen_length=8, steps=4, block_length=8, cache="dyllm")
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for i in range(2):
+        want = dllm_fast.generate(pair[1], prompts[i], gen_length=8, steps=4, block_length=8, cache="dyllm")
+        np.testing.assert_array_equal(got[i], want)
+
+
+def tensors_of(folder):
+    """Of float32 files."""
+    for file in folder.glob("*.safetensors"):
+        raw = file.read_bytes()
+        start = 8 + int.from_bytes(raw[:8], "little")
+        for name, about in json.loads(raw[8:start]).items():
+            if name != "__metadata__":
+                first, last = about["data_offsets"]
+                yield name, np.frombuffer(raw[start + first : start + last], np.float32).reshape(about["shape"])
+
+
+def test_weights_with_gaps_are_copied_without(rng):
+    folder = MODELS / "llada_tiny_2shard_f32"
+    gaps = {k: np.concatenate([v, np.full_like(v, np.nan)], axis=-1)[..., : v.shape[-1]] for k, v in tensors_of(folder)}
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    ids = text_ids(rng, 11)[None]
+    gpu, cpu = (dllm_fast.Model.from_tensors(config, gaps, device=d) for d in (simulator.STRICT, "cpu"))
+    np.testing.assert_allclose(gpu.forward(ids), cpu.forward(ids), atol=1e-4)
+    np.testing.assert_allclose(gpu.forward(ids), tiny("llada_tiny_2shard_f32").forward(ids), atol=1e-4)
+
+
+def test_no_memory_for_weights():
+    with pytest.raises(
+        MemoryError, match=r"cuda-sim:21 is out of memory for weights: .*: \d+ x \d+ in float32, \d+ bytes, after \d+"
+    ):
+        dllm_fast.load(MODELS / "llada_tiny_2shard_f32", device="cuda-sim:21")
+    assert dllm_fast.load(MODELS / "llada_tiny", device="cuda-sim:21").nbytes < 1 << 19  # what was copied before is free again
+
+
+def test_no_memory_for_a_session(rng):
+    model = dllm_fast.load(MODELS / "llada_tiny", device="cuda-sim:21")
+    prompt = text_ids(rng, 6)[None]
+    with pytest.raises(MemoryError, match=r"session: out of memory for .*: \d+ x \d+ bytes, after \d+ bytes were taken"):
+        dllm_fast.generate(model, prompt, gen_length=512, steps=1, block_length=512)
+    for _ in range(4):  # each takes more than a quarter of what is left
+        out = dllm_fast.generate(model, prompt, gen_length=8, steps=1, block_length=8)
+    assert out.shape == (1, 14)
+
+
+def test_int8_weights_stay_on_the_processor():
+    with pytest.raises(ValueError, match="runs on the CPU, not on device 'cuda-sim'"):
+        dllm_fast.load(MODELS / "llada_tiny", weights="int8", device="cuda-sim")
+    with pytest.raises(dllm_fast.DeviceError, match="int8 weights run on the CPU, not on cuda-sim:3"):
+        _core.Model.from_folder(str(MODELS / "llada_tiny"), weights="int8", device=simulator.STRICT)
+
+
+def test_there_are_so_many_devices():
+    with pytest.raises(dllm_fast.DeviceError, match="the devices are cuda-sim:0 to cuda-sim:23"):
+        dllm_fast.load(MODELS / "llada_tiny", device="cuda-sim:24")
+
+
+ASK = """
+import sys, dllm_fast
+try:
+    dllm_fast.load(sys.argv[1], device="cuda-sim")
+except dllm_fast.DeviceError as error:
+    print(error)
+"""
+
+
+def test_no_installation_has_the_simulator():
+    """Nobody opened it in this process, and none lies beside the extension."""
+    command = [sys.executable, "-c", ASK, MODELS / "llada_tiny"]
+    package = str(pathlib.Path(_core.__file__).parents[1])  # the very package under test, wherever it was built
+    said = subprocess.check_output(command, text=True, env=os.environ | {"PYTHONPATH": package})
+    assert said.startswith("this installation has no GPU simulator: ")

@@ -13,7 +13,7 @@ index=${index#:}
 index=${index%%:*}
 python=${PYTHON:-python3}
 
-say() { printf '%s\n' "$*"; }
+say() { printf '%s\n' "$@"; }
 stop() {
     say "gpu.sh: $*" >&2
     exit 1

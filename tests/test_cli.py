@@ -144,6 +144,8 @@ def test_generate_with_numbers(capsys):
         (["generate", "hello", "--gen-length", "10", "--block-length", "4"], "10 is not a multiple of block_length 4"),
         (["generate", "привет"], "no token"),
         (["check", "--level", "z80"], "z80"),
+        (["check", "--device", "tpu"], "cuda or cuda:N expected"),
+        (["check", "--device", "cuda:99"], "cuda:99"),
     ],
 )
 def test_errors_are_one_line(arguments, words, capsys):

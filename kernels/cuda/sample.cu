@@ -232,7 +232,7 @@ __device__ static void filter(const columns &row, const dllm_sampling &how)
 /* ---- a row ----------------------------------------------------------------------------------------------------------------------- */
 __device__ static void forbid(const columns &row, const int32_t *some, int n)
 {
-    if ((int)threadIdx.x < n) row.z[some[threadIdx.x]] = -INFINITY;
+    for (int i = 0; i < n && threadIdx.x == 0; i++) row.z[some[i]] = -INFINITY; /* two may be the same column */
     __syncthreads();
 }
 

@@ -232,7 +232,8 @@ __device__ static void filter(const columns &row, const dllm_sampling &how)
 /* ---- a row ----------------------------------------------------------------------------------------------------------------------- */
 __device__ static void forbid(const columns &row, const int32_t *some, int n)
 {
-    for (int i = 0; i < n && threadIdx.x == 0; i++) row.z[some[i]] = -INFINITY; /* two may be the same column */
+    const int i = (int)threadIdx.x; /* two may be the same column */
+    if (i < n && (i == 0 || some[i] != some[0])) row.z[some[i]] = -INFINITY;
     __syncthreads();
 }
 

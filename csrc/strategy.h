@@ -41,7 +41,8 @@ struct dllm_strategy {
     int (*check)(const dllm_params *p, const dllm_config *c);        /* may be NULL: refuses what does not fit */
     int32_t (*slots)(const dllm_session *s, const dllm_sequence *q); /* K/V slots of a layer that outlive a pass */
     void (*plan)(dllm_session *s, dllm_sequence *q, dllm_plan *p);
-    /* The hooks of a layer, in order. Any may be NULL. */
+    /* The hooks of a layer, in order. Any may be NULL. Kernels that they ask read row numbers from dllm_room() alone, and what those
+     * write is read after dllm_wait(). */
     void (*choose)(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r); /* another start than "everything that changed" */
     void (*after_values)(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r,
                          const float *similarity); /* of r->v, new and kept */

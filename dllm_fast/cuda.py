@@ -39,7 +39,7 @@ def _cublas() -> str | None:
 
 
 def resolve(device: str) -> str:
-    """The core's name of a device. "auto" is the CPU until the plug-in has kernels; asking for CUDA in vain is an error."""
+    """The core's name of a device. "auto" is the CPU; asking for CUDA in vain is an error."""
     device = str(device)
     if not device.startswith("cuda") or device.startswith("cuda-sim"):
         return "cpu" if device == "auto" else device

@@ -26,7 +26,8 @@ def load(
     """Loads a LLaDA or Dream checkpoint: a folder with config.json and *.safetensors, or a hub id. None: the one shipped here.
 
     Runs no code of the checkpoint, and needs neither torch nor transformers. The files are mapped, not copied.
-    dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16". device: "auto", "cpu", "cuda", "cuda:1".
+    dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16". device: "auto" (the CPU), "cpu", "cuda", "cuda:1"; a
+    GPU gets a copy of the weights.
     threads: None for as many as this process may use, and as torch uses if it is loaded; thread_runtime() tells whose.
 
     weights: "auto", as they are stored and exactly; or "int8" (CPU only): half the memory of bfloat16 and about twice the speed
@@ -71,7 +72,7 @@ class Model:
     def from_tensors(
         cls, config: str, tensors: Mapping[str, Any], dtype: str = "auto", device: str = "auto", threads: int | None = None
     ) -> "Model":
-        """config: the text of config.json. tensors: official parameter names to tensors or arrays, which are kept, not copied."""
+        """config: the text of config.json. tensors: official parameter names to tensors or arrays: kept, and on a GPU copied."""
         device = cuda.resolve(device)
         return cls(_core.Model.from_tensors(config, tensors, dtype=dtype, device=device, threads=thread_count(threads)))
 

@@ -24,7 +24,6 @@ from dllm_fast import _core  # noqa: E402
 
 pytestmark = pytest.mark.skipif(bool(simulator.MISSING), reason=f"no GPU simulator: {simulator.MISSING}")
 
-HOST = "computed by the host, whatever the device"
 UNCACHED = "an uncached run as those of the base family, for longer"
 LEFT_OUT = {
     ("dllm_cache", "D07_base_g56"): UNCACHED,
@@ -34,20 +33,20 @@ LEFT_OUT = {
     ("dyllm", "dream_tinf"): "every row is salient: as the first four steps of any other",
     ("dyllm", "llada_tinf"): "every row is salient: as the first four steps of any other",
 }
-CASES = list(golden.collect(HERE / "golden", device=simulator.STRICT))
 
 
-def why_left_out(case):
-    if case.family in ("manifest", "tables", "pieces") or case.name.startswith("op_"):
-        return HOST
-    return LEFT_OUT.get((case.family, case.name), "")
+def on_the_device(case):
+    """The others are computed by the host, whatever the device."""
+    return case.family not in ("manifest", "tables", "pieces") and not case.name.startswith("op_")
+
+
+CASES = [c for c in golden.collect(HERE / "golden", device=simulator.STRICT) if on_the_device(c)]
 
 
 def parameter(case):
-    why = why_left_out(case)
-    return pytest.param(
-        case, id=f"{case.family}/{case.name}", marks=[pytest.mark.skip(reason=f"{why}: {case.name}")] if why else []
-    )
+    why = LEFT_OUT.get((case.family, case.name))
+    marks = [pytest.mark.skip(reason=f"{case.name}: {why}")] if why else []
+    return pytest.param(case, id=f"{case.family}/{case.name}", marks=marks)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +62,8 @@ def test_recorded_run(case):
 
 def test_what_is_left_out_is_there():
     assert LEFT_OUT.keys() <= {(c.family, c.name) for c in CASES}
-    assert {c.family for c in CASES if not why_left_out(c)} >= {"forward", "llada_generate", "dream_generate", "loglik", "loading"}
+    families = {"forward", "llada_generate", "dream_generate", "loglik", "loading", "dllm_cache", "sparse_dllm", "dyllm"}
+    assert {c.family for c in CASES} >= families
 
 
 @pytest.fixture

@@ -44,12 +44,20 @@ size_t taken(int i)
     return bytes;
 }
 
-/* The host cannot see memory of strict devices. */
+/* The host cannot see memory of strict devices: whole pages, which mostly follow each other. */
 void guard(int access)
 {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    char *from = nullptr, *to = nullptr;
     for (const auto &p : pieces) {
-        if (strict(p.second.device)) mprotect(p.first, p.second.bytes, access);
+        if (!strict(p.second.device)) continue;
+        if (p.first != to) {
+            if (from) mprotect(from, (size_t)(to - from), access);
+            from = (char *)p.first;
+        }
+        to = (char *)p.first + (p.second.bytes + page - 1) / page * page;
     }
+    if (from) mprotect(from, (size_t)(to - from), access);
 }
 
 void on_device(int on, const std::function<void()> &work)

@@ -22,7 +22,10 @@ from conftest import MODELS, text_ids, tiny  # noqa: E402
 import dllm_fast  # noqa: E402
 from dllm_fast import _core  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(simulator.MISSING), reason=f"no GPU simulator: {simulator.MISSING}")]  # tests/c/test_cuda_session.c runs under sanitizers
+pytestmark = [
+    pytest.mark.slow,  # tests/c/test_cuda_session.c runs under sanitizers
+    pytest.mark.skipif(bool(simulator.MISSING), reason=f"no GPU simulator: {simulator.MISSING}"),
+]
 
 UNCACHED = "an uncached run as those of the base family, for longer"
 LEFT_OUT = {

@@ -171,5 +171,5 @@ def test_no_installation_has_the_simulator():
     """Nobody opened it in this process, and none lies beside the extension."""
     command = [sys.executable, "-c", ASK, MODELS / "llada_tiny"]
     package = str(pathlib.Path(_core.__file__).parents[1])  # the very package under test, wherever it was built
-    said = subprocess.check_output(command, text=True, env=os.environ | {"PYTHONPATH": package})
+    said = subprocess.check_output(command, text=True, env=os.environ | {"PYTHONPATH": package}, cwd=MODELS)
     assert said.startswith("this installation has no GPU simulator: ")

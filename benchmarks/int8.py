@@ -15,10 +15,11 @@ from typing import Any
 import accuracy
 import numpy as np
 import tiny_tasks as tasks
-from step import commit, cpu_name
+from step import commit
 
 import dllm_fast
 from dllm_fast import _core
+from dllm_fast.ceilings import cpu_name
 
 HERE = pathlib.Path(__file__).parent
 SHAPES = ((4096, 4096), (12288, 4096), (4096, 12288), (126464, 4096))

@@ -13,7 +13,6 @@ import gc
 import json
 import os
 import pathlib
-import platform
 import re
 import statistics
 import subprocess
@@ -101,12 +100,6 @@ def torch_contestants(rival: Any, model: Any, prompt: np.ndarray, family: str) -
     ]
 
 
-def cpu_name() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
 def commit() -> str:
     try:
         return subprocess.run(
@@ -120,6 +113,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     import dllm_fast
+    from dllm_fast.ceilings import cpu_name
 
     torch.set_num_threads(args.threads)
     cache = pathlib.Path(args.cache or pathlib.Path(tempfile.gettempdir()) / "dllm_fast-benchmarks")

@@ -93,10 +93,9 @@ int dllm_model_open(dllm_model **out, dllm_device *d, const dllm_config *c, cons
     *out = NULL;
     FAIL_IF(act != DLLM_F32 && act != DLLM_BF16 && act != DLLM_F16, DLLM_E_TYPE, "dtype %d: float32, bfloat16 or float16 expected",
             act);
-    FAIL_IF(w->head.dtype == DLLM_I8 && strcmp(d->name, "cpu") != 0, DLLM_E_DEVICE, "int8 weights run on the CPU, not on %s",
-            d->name);
     const size_t bytes = (size_t)c->layers * sizeof *w->layers;
     const bool host = dllm_is_host(d);
+    FAIL_IF(w->head.dtype == DLLM_I8 && !host, DLLM_E_DEVICE, "int8 weights run on the CPU, not on %s", d->name);
     dllm_model *m = calloc(1, sizeof *m);
     dllm_layer *layers = calloc(1, bytes);
     if (!m || !layers) {

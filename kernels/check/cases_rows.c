@@ -172,24 +172,30 @@ void dllm_check_add(dllm_checker *k)
     }
 }
 
+/* The row of PAIR_A is moved by that of PAIR_B, as the scalar says. gathered: rows of PAIR_B may lie anywhere. */
+static void guide_case(dllm_checker *k, const shape *s, const char *kernel,
+                       void (*run_it)(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n),
+                       bool gathered)
+{
+    dllm_trial t;
+    dllm_trial_begin(k, &t, kernel, s->n);
+    name(&t, s, TRIAL_F32, TRIAL_F32);
+    t.run = run_it;
+    t.scalar = (float)(0.5 + 3 * dllm_trial_uniform(k));
+    t.tolerance = 1;
+    add_matrix(&t, TRIAL_OUT, TRIAL_F32, s);
+    add_matrix(&t, TRIAL_IN, TRIAL_F32, s);
+    if (gathered) dllm_trial_gather(&t, PAIR_B);
+    dllm_trial_fill(&t, PAIR_A, s->scale);
+    dllm_trial_fill(&t, PAIR_B, s->scale);
+    for (int32_t r = 0; r < s->n; r++)
+        dllm_trial_slack(&t, PAIR_A, r, 100 * s->scale * dllm_trial_epsilon(TRIAL_F32)); /* fused or not */
+    dllm_trial_end(&t);
+}
+
 void dllm_check_guide(dllm_checker *k)
 {
-    for (int i = 0; i < n_shapes(k); i++) {
-        const shape *s = &shapes[i];
-        dllm_trial t;
-        dllm_trial_begin(k, &t, "guide", s->n);
-        name(&t, s, TRIAL_F32, TRIAL_F32);
-        t.run = run_guide;
-        t.scalar = (float)(0.5 + 3 * dllm_trial_uniform(k));
-        t.tolerance = 1;
-        add_matrix(&t, TRIAL_OUT, TRIAL_F32, s);
-        add_matrix(&t, TRIAL_IN, TRIAL_F32, s);
-        dllm_trial_fill(&t, PAIR_A, s->scale);
-        dllm_trial_fill(&t, PAIR_B, s->scale);
-        for (int32_t r = 0; r < s->n; r++)
-            dllm_trial_slack(&t, PAIR_A, r, 100 * s->scale * dllm_trial_epsilon(TRIAL_F32)); /* fused or not */
-        dllm_trial_end(&t);
-    }
+    for (int i = 0; i < n_shapes(k); i++) guide_case(k, &shapes[i], "guide", run_guide, false);
 }
 
 static void run_guide_keep(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
@@ -222,23 +228,7 @@ void dllm_check_guide_keep(dllm_checker *k)
 
 void dllm_check_guide_again(dllm_checker *k)
 {
-    for (int i = 0; i < n_shapes(k); i++) {
-        const shape *s = &shapes[i];
-        dllm_trial t;
-        dllm_trial_begin(k, &t, "guide_again", s->n);
-        name(&t, s, TRIAL_F32, TRIAL_F32);
-        t.run = run_guide_again;
-        t.scalar = (float)(0.5 + 3 * dllm_trial_uniform(k));
-        t.tolerance = 1;
-        add_matrix(&t, TRIAL_OUT, TRIAL_F32, s);
-        add_matrix(&t, TRIAL_IN, TRIAL_F32, s);
-        if (s->gathered) dllm_trial_gather(&t, PAIR_B);
-        dllm_trial_fill(&t, PAIR_A, s->scale);
-        dllm_trial_fill(&t, PAIR_B, s->scale);
-        for (int32_t r = 0; r < s->n; r++)
-            dllm_trial_slack(&t, PAIR_A, r, 100 * s->scale * dllm_trial_epsilon(TRIAL_F32)); /* fused or not */
-        dllm_trial_end(&t);
-    }
+    for (int i = 0; i < n_shapes(k); i++) guide_case(k, &shapes[i], "guide_again", run_guide_again, shapes[i].gathered);
 }
 
 /* ---- rope ------------------------------------------------------------------------------------------------------------------- */

@@ -52,7 +52,7 @@ bool dllm_trial_timing(const dllm_checker *k) { return k->timing; }
 
 bool dllm_trial_library(const dllm_checker *k) { return k->library; }
 
-bool dllm_trial_int8(const dllm_checker *k) { return strncmp(k->device->name, "cuda", 4) != 0; }
+bool dllm_trial_int8(const dllm_checker *k) { return dllm_is_host(k->device); }
 
 /* ---- sides ------------------------------------------------------------------------------------------------------------------ */
 /* Matrices lie where kernels are fast, everything else where the host, too, reads and writes. */

@@ -1,12 +1,9 @@
-/* refuse.h: what the tests of files and formats count, and how they expect a refusal. */
+/* refuse.h: how the tests of files and formats expect a refusal. */
 #ifndef DLLM_TEST_REFUSE_H
 #define DLLM_TEST_REFUSE_H
-#include <stdio.h>
 #include <string.h>
 
-#include "../../csrc/dllm.h"
-
-static int passed, failed;
+#include "expect.h"
 
 static inline bool check(bool good, const char *what)
 {
@@ -21,11 +18,5 @@ static inline void refuse(int got, int status, const char *part, const char *wha
     char text[400];
     snprintf(text, sizeof text, "%.200s (status %d, message with \"%.100s\" expected)", what, got, part);
     check(got == status && strstr(dllm_last_error(), part), text);
-}
-
-static inline int report(void)
-{
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
 }
 #endif

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "../../csrc/dllm.h"
+#include "expect.h"
 
 static _Atomic long allocations;
 
@@ -20,17 +20,6 @@ COUNTED(void *, calloc, (size_t n, size_t size), (n, size))
 COUNTED(void *, realloc, (void *p, size_t n), (p, n))
 COUNTED(void *, aligned_alloc, (size_t alignment, size_t n), (alignment, n))
 COUNTED(int, posix_memalign, (void **p, size_t alignment, size_t n), (p, alignment, n))
-
-static int passed, failed;
-
-static void expect(bool ok, const char *what, const char *where)
-{
-    if (ok) passed++;
-    else {
-        failed++;
-        printf("FAIL %s: %s (%s)\n", where, what, dllm_last_error());
-    }
-}
 
 /* Opens with two prompts, then steps to the end. */
 static void run(dllm_model *m, const dllm_params *p, const char *where)
@@ -91,6 +80,5 @@ static void check_folder(const char *folder)
 int main(int argc, char **argv)
 {
     for (int i = 1; i < argc; i++) check_folder(argv[i]);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0 || passed == 0;
+    return report();
 }

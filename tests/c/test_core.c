@@ -4,18 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../csrc/dllm.h"
-
-static int passed, failed;
-
-static void expect(bool ok, const char *what, const char *where)
-{
-    if (ok) passed++;
-    else {
-        failed++;
-        printf("FAIL %s: %s (%s)\n", where, what, dllm_last_error());
-    }
-}
+#include "expect.h"
 
 enum { ANSWER = 12, MOST = 64 };
 
@@ -247,6 +236,5 @@ int main(int argc, char **argv)
         return 0;
     }
     for (int i = 1; i < argc; i++) check_folder(argv[i]);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0 || passed == 0;
+    return report();
 }

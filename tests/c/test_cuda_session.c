@@ -6,18 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../csrc/dllm.h"
-
-static int passed, failed;
-
-static void expect(bool ok, const char *what, const char *where)
-{
-    if (ok) passed++;
-    else {
-        failed++;
-        printf("FAILED %s: %s (%s)\n", where, what, dllm_last_error());
-    }
-}
+#include "expect.h"
 
 enum { GPU, CPU, PLACES, ROWS = 64, VOCAB = 512 };
 static const char *const devices[PLACES] = { "cuda-sim:3", "cpu:c" };
@@ -185,6 +174,5 @@ int main(int argc, char **argv)
         return 1;
     }
     for (int i = 2; i < argc; i++) check_folder(argv[i]);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0 || passed == 0;
+    return report();
 }

@@ -40,22 +40,36 @@ static inline void pack_tile(char *to, const struct product *p, int64_t first, i
     for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 64, r[i]);
 }
 
-/* The C tile of tokens from row on and outputs from first on, plus bias, to its place: in the output, or in what a sink takes. */
-static inline void store_tile(const struct amx_pass *a, const char *home, int64_t row, int64_t first, float *sunk)
+VEC void transpose_tile(char *to, const char *from)
+{
+    __m512i r[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(from + i * 64);
+    transpose16(r);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 64, r[i]);
+}
+
+/* Two C tiles, of tokens from row on and outputs from first and from first + 16 on, plus bias, to their places: in the output, or in what
+ * a sink takes. Together they are a whole line of it; the second is not read if there are no such outputs. */
+static inline void store_pair(const struct amx_pass *a, const char *home, const char *second, int64_t row, int64_t first,
+                              float *sunk)
 {
     const struct product *p = a->p;
     const dllm_dtype t = sunk ? DLLM_F32 : p->out.dtype;
-    const int64_t to = sunk ? first % p->sink->columns : first, end = at_most(row + 16, a->rows);
-    const __mmask16 m = lanes16(p->w.rows - first);
-    const __m512 bias = p->bias.data ? load16(p->bias.data, p->bias.dtype, first, m) : _mm512_setzero_ps();
-    __asm__ volatile("" : : "r"(home) : "memory"); /* tile stores do not tell the compiler what they write */
-    __m512i r[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(home + i * 64);
-    transpose16(r);
-    for (const __m512i *sums = r; row < end; row++, sums++) {
+    const int64_t to = sunk ? first % p->sink->columns : first, n = at_most(16, a->rows - row), left = p->w.rows - first;
+    const __mmask16 m0 = lanes16(left), m1 = lanes16(left - 16);
+    const dllm_mat *b = &p->bias;
+    const __m512 bias0 = b->data ? load16(b->data, b->dtype, first, m0) : _mm512_setzero_ps();
+    const __m512 bias1 = b->data ? load16(b->data, b->dtype, first + 16, m1) : _mm512_setzero_ps();
+    char sums[2 * AMX_TILE] __attribute__((aligned(64)));
+    __asm__ volatile("" : : "r"(home), "r"(second) : "memory"); /* tile stores do not tell the compiler what they write */
+    transpose_tile(sums, home);
+    if (m1) transpose_tile(sums + AMX_TILE, second);
+    for (int64_t i = 0; i < n; i++, row++) {
         void *out = sunk ? sunk + row * p->sink->columns : dllm_at(p->out, dllm_row(p->out_rows, (int32_t)(a->first + row)));
-        store16(out, t, to, m, _mm512_add_ps(_mm512_castsi512_ps(*sums), bias));
+        store16(out, t, to, m0, _mm512_add_ps(_mm512_load_ps(sums + i * 64), bias0));
+        if (m1) store16(out, t, to + 16, m1, _mm512_add_ps(_mm512_load_ps(sums + AMX_TILE + i * 64), bias1));
     }
 }
 #endif

@@ -14,6 +14,7 @@ enum {
     STEP = 32,                   /* k in a step */
     WIDE = 6,                    /* tiles of C in the unit, beside one of A and one of B */
     STRIPS = AMX_OUTPUTS / EDGE, /* that have homes for C */
+    PAIR = 2,                    /* strips are stored together */
     CHUNK = 16,                  /* steps that a task packs */
     PAGE = 64,                   /* steps: 4 KiB of a row of weights */
     L2_BYTES = 5 << 18           /* of packed x that stay in L2 */
@@ -144,19 +145,29 @@ static struct ahead look(const struct pass *s, int64_t strip, int64_t range, int
     return (struct ahead){ (const char *)dllm_at(*w, strip * EDGE + row) + range * s->range * 64, w->stride * 2, rows };
 }
 
+/* The sums of a strip and of the one before it, if it is the second of a pair, or the last. */
+static void store_strips(const struct pass *s, int64_t s0, int64_t strip, int64_t s1, int64_t g0, int64_t g1, const char *home,
+                         float *sunk)
+{
+    const int64_t second = (strip - s0) % PAIR, hop = s->tiles * AMX_TILE;
+    if (!second && strip + 1 < s1) return;
+    const char *first = home - second * hop;
+    for (int64_t tile = begin_of(s, g0); tile < begin_of(s, g1); tile++)
+        store_pair(s->a, first + tile * AMX_TILE, first + hop + tile * AMX_TILE, tile * EDGE, (strip - second) * EDGE, sunk);
+}
+
 /* Up to STRIPS strips, some groups of tokens. */
 static void run_strips(const struct pass *s, int64_t s0, int64_t s1, int64_t g0, int64_t g1, char *homes, float *sunk)
 {
     for (int64_t range = 0; range < s->ranges; range++) {
         for (int64_t strip = s0; strip < s1; strip++) {
             const bool turn = strip + 1 == s1 && range + 1 < s->ranges;
-            char *home = homes + (s->ranges > 1 ? strip - s0 : 0) * s->tiles * AMX_TILE;
+            char *home = homes + (strip - s0) % (s->ranges > 1 ? STRIPS : PAIR) * s->tiles * AMX_TILE;
             for (int64_t g = g0; g < g1; g++) {
                 const struct ahead next = look(s, turn ? s0 : strip + 1, range + turn, g - g0, g1 - g0);
                 run_strip(s, strip, range, g, home + begin_of(s, g) * AMX_TILE, next);
             }
-            for (int64_t tile = begin_of(s, g0); range + 1 == s->ranges && tile < begin_of(s, g1); tile++)
-                store_tile(s->a, home + tile * AMX_TILE, tile * EDGE, strip * EDGE, sunk);
+            if (range + 1 == s->ranges) store_strips(s, s0, strip, s1, g0, g1, home, sunk);
         }
     }
 }
@@ -195,7 +206,7 @@ static void plan(struct pass *s)
     s->range = range_of(s->steps, s->tiles);
     s->ranges = ceil_div(s->steps, s->range);
     s->strips = ceil_div(w->rows, EDGE);
-    s->strips_a_task = sink ? sink->columns / EDGE : at_least(1, at_most(STRIPS, s->strips / (threads * 4)));
+    s->strips_a_task = sink ? sink->columns / EDGE : at_most(STRIPS, ceil_div(s->strips, threads * 4 * PAIR) * PAIR);
     const int64_t columns = ceil_div(s->strips, s->strips_a_task);
     s->groups_a_task = sink ? s->groups : ceil_div(s->groups, at_least(1, at_most(s->groups, 2 * threads / columns)));
     s->group_tasks = ceil_div(s->groups, s->groups_a_task);

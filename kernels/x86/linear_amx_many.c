@@ -94,8 +94,8 @@ VEC void multiply(const char *a, const char *b, int64_t steps, struct ahead ahea
 /* The C tiles of a block to their places. */
 static void store_block(const struct pass *s, const char *home, int64_t block, int64_t panel, float *sunk)
 {
-    for (int64_t i = 0; i < 4; i++)
-        store_tile(s->a, home + i * AMX_TILE, block * EDGE + i % 2 * 16, panel * EDGE + i / 2 * 16, sunk);
+    for (int64_t half = 0; half <= halves(s, block); half++, home += AMX_TILE)
+        store_pair(s->a, home, home + 2 * AMX_TILE, block * EDGE + half * 16, panel * EDGE, sunk);
 }
 
 /* A thread's memory: where the C tiles of blocks stay, and where a sink wants the outputs, or NULL. */

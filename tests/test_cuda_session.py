@@ -105,6 +105,20 @@ def test_two_threads_at_once(pair, rng):
         np.testing.assert_array_equal(got[i], want)
 
 
+def test_what_is_asked_of_the_device_is_counted(pair, rng):
+    prompt, params = text_ids(rng, 5).astype(np.int32), {"answer_len": 4, "steps": 4, "block_len": 4}
+    gpu, cpu = (_core.Session(m.core, params, [prompt]) for m in pair)
+    seen = []
+    for session in (gpu, cpu):
+        seen.append([session.stats()])
+        while session.step():
+            seen[-1].append(session.stats())
+    for s in seen[0][1:]:  # all steps are alike, but for one more wait where a session opens
+        assert s["launches"] == s["steps"] * seen[0][1]["launches"] >= s["steps"] * 10 * pair[0].config["layers"]
+        assert s["waits"] - seen[0][0]["waits"] == s["steps"] * (seen[0][1]["waits"] - seen[0][0]["waits"]) > 0
+    assert 0 < seen[0][-1]["waited"] < seen[0][-1]["seconds"] and seen[1][-1]["launches"] == 0
+
+
 def tensors_of(folder):
     """Of float32 files."""
     for file in folder.glob("*.safetensors"):

@@ -165,6 +165,7 @@ void dllm_cuda_note(dllm_device *d, const char *what, cudaError_t error); /* rem
 template <class... P, class... A>
 void launch(dllm_device *d, const char *name, void (*kernel)(P...), dim3 grid, int threads, size_t shared_bytes, A... args)
 {
+    d->launches++;
     dllm_cuda_note(d, name, cudaSetDevice(d->index));
     if (shared_bytes > 48 << 10)
         dllm_cuda_note(d, name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes));

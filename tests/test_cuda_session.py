@@ -116,7 +116,7 @@ def test_what_is_asked_of_the_device_is_counted(pair, rng):
     for s in seen[0][1:]:  # all steps are alike, but for one more wait where a session opens
         assert s["launches"] == s["steps"] * seen[0][1]["launches"] >= s["steps"] * 10 * pair[0].config["layers"]
         assert s["waits"] - seen[0][0]["waits"] == s["steps"] * (seen[0][1]["waits"] - seen[0][0]["waits"]) > 0
-    assert 0 < seen[0][-1]["waited"] < seen[0][-1]["seconds"] and seen[1][-1]["launches"] == 0
+    assert seen[0][-1]["waited"] > 0 and seen[1][-1]["launches"] == 0
 
 
 def tensors_of(folder):

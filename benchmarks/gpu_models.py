@@ -18,6 +18,7 @@ import collections
 import copy
 import dataclasses
 import datetime
+import functools
 import gc
 import importlib.util
 import json
@@ -83,7 +84,7 @@ def torch_place(device: str) -> str:
 
 
 def random_weights(family: str, config: dict[str, Any], place: str, seed: int = 0) -> dict[str, Any]:
-    """torch's bfloat16 tensors of the official names, made where they lie; as large as those of make_model.py."""
+    """torch's bfloat16 tensors of the official names, made where they lie; about as large as those of make_model.py."""
     import torch
 
     random = torch.Generator(place).manual_seed(seed)
@@ -177,7 +178,7 @@ class Field:
             return None
         import torch
 
-        wait = torch.cuda.synchronize if self.place.startswith("cuda") else lambda: None
+        wait = functools.partial(torch.cuda.synchronize, self.place) if self.place.startswith("cuda") else lambda: None
         a = torch.ones(self.args.copy_bytes, dtype=torch.uint8, device=self.place)
         b = torch.empty_like(a)
 

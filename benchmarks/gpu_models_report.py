@@ -215,8 +215,8 @@ def draw(models: list[Models], path: pathlib.Path) -> None:
             if r["batch"] == batch and r.get("seconds"):
                 lines.setdefault((r["who"], r["method"]), []).append((r["prompt"], batch * r["answer"] / r["seconds"]))
         for (who, method), points in lines.items():
-            style = {OURS: "o-", TORCH: "s--"}.get(who, "^:")
-            axes.plot(*zip(*sorted(points), strict=True), style, markersize=3, label=f"{who}, {method}")
+            style, color = {OURS: "o-", TORCH: "s--"}.get(who, "^:"), f"C{('uncached', *METHODS).index(method)}"
+            axes.plot(*zip(*sorted(points), strict=True), style, color=color, markersize=3, label=f"{who}, {method}")
         axes.set(xscale="log", yscale="log", xlabel="prompt", ylabel="tokens/s", title=f"{m.about['model']}, batch {batch}")
         if lines:
             axes.legend(fontsize=6)

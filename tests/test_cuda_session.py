@@ -16,6 +16,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import golden  # noqa: E402
+import gpu_sessions  # noqa: E402
 import simulator  # noqa: E402
 from conftest import MODELS, text_ids, tiny  # noqa: E402
 
@@ -165,6 +166,10 @@ def test_int8_weights_stay_on_the_processor():
         dllm_fast.load(MODELS / "llada_tiny", weights="int8", device="cuda-sim")
     with pytest.raises(dllm_fast.DeviceError, match="int8 weights run on the CPU, not on cuda-sim:3"):
         _core.Model.from_folder(str(MODELS / "llada_tiny"), weights="int8", device=simulator.STRICT)
+
+
+def test_sessions_beside_each_other():
+    assert gpu_sessions.main(["--device", simulator.STRICT, "--laps", "1"]) == 0
 
 
 def test_there_are_so_many_devices():

@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -87,6 +88,11 @@ def test_what_finds_no_time_or_memory_is_named(benchmark, tmp_path, monkeypatch)
     assert all("out of memory for keys" in r["why"] and not r["failed"] for r in rows)
     monkeypatch.setattr(benchmark, "our_runner", lambda *_: 1 / 0)
     assert benchmark.main(["--tiny", "--out", str(tmp_path / "m"), *only]) == 1
+
+
+def test_the_command_knows_its_parts():
+    said = subprocess.run(["bash", str(BENCHMARKS / "gpu.sh"), "check", "chekc"], capture_output=True, text=True)
+    assert said.returncode == 1 and said.stderr.startswith("gpu.sh: unknown part chekc: check golden sessions") and not said.stdout
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------------------

@@ -115,13 +115,14 @@ class Field:
             self.weights, self.model = "from a folder", dllm_fast.load(made, device=args.device)
 
     def share(self, weights: dict[str, Any]) -> tuple[str, dllm_fast.Model]:
-        """(how we came to torch's weights, our model of them)."""
+        """(whose our weights are, our model of torch's)."""
         text = json.dumps(self.config)
         try:
-            return "torch's own", dllm_fast.Model.from_tensors(text, weights, device=self.args.device)
+            model = dllm_fast.Model.from_tensors(text, weights, device=self.args.device)
         except ValueError:  # a build that borrows from the processor alone
-            host = {name: w.cpu() for name, w in weights.items()}
-            return "copies of torch's", dllm_fast.Model.from_tensors(text, host, device=self.args.device)
+            model = dllm_fast.Model.from_tensors(text, {name: w.cpu() for name, w in weights.items()}, device=self.args.device)
+        borrowed = model.core.pointers()["embed"] == next(iter(weights.values())).data_ptr()
+        return "torch's own" if borrowed else "copies of torch's", model
 
     def of_torch(self, weights: dict[str, Any]) -> tuple[Any, Any]:
         """(the module with the official loop, its model)."""

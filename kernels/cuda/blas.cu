@@ -174,12 +174,12 @@ bool dllm_linear_blas(dllm_device *d, const dense_job &job)
     if (!suits(d, job)) return false;
     if (job.bias.data)
         launch(d, "linear", spread, (unsigned)job.in_rows.n, threads_for(job.out.cols), 0, job.out, job.out_rows, job.bias);
-    d->launches++;
     dllm_cuda_note(d, "linear", cudaSetDevice(d->index));
 #ifdef __CUDACC__
     note(d, "linear", multiply(d, job));
 #else
     sim::later((cudaStream_t)d->stream, [=] { note(d, "linear", multiply(d, job)); });
 #endif
+    d->launches++;
     return true;
 }

@@ -165,7 +165,6 @@ void dllm_cuda_note(dllm_device *d, const char *what, cudaError_t error); /* rem
 template <class... P, class... A>
 void launch(dllm_device *d, const char *name, void (*kernel)(P...), dim3 grid, int threads, size_t shared_bytes, A... args)
 {
-    d->launches++;
     dllm_cuda_note(d, name, cudaSetDevice(d->index));
     if (shared_bytes > 48 << 10)
         dllm_cuda_note(d, name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes));
@@ -175,6 +174,7 @@ void launch(dllm_device *d, const char *name, void (*kernel)(P...), dim3 grid, i
     sim::launch(name, grid, (unsigned)threads, shared_bytes, (cudaStream_t)d->stream, [=] { kernel(args...); });
 #endif
     dllm_cuda_note(d, name, cudaGetLastError());
+    d->launches++;
 }
 
 /* Threads for a row of n elements in pieces of eight: enough, and a number that follows from n alone. */

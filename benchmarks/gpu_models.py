@@ -18,7 +18,6 @@ import collections
 import copy
 import dataclasses
 import datetime
-import functools
 import gc
 import importlib.util
 import json
@@ -30,9 +29,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from make_model import DREAM_7B, LLADA_8B, is_norm, make, shapes_of
 from runs import OURS, SHAPES, Request, Runner, enough, kind_of, our_runner, papers_setting, typical
-from step import commit, timed
+from step import commit, ours, timed, torch_contestants
 
 import dllm_fast
 from dllm_fast.ceilings import INSIDE
@@ -42,8 +42,8 @@ TORCH, COMPILED = "torch", "torch.compile"
 WARM_STEPS = 6  # of a run before the one that counts; all kernels are loaded after that
 # The most telling first. The last is the heaviest, and comes after everything else.
 CELLS = "1024x1,64x1,512x1,4096x1,1024x32,1024x8,64x32,512x32,64x8,512x8,4096x8,4096x32"
-TINY = {"cells": "12x1,5x1,12x3", "answer": 16, "block": 8, "seconds": 120.0, "patience": 0.0, "copy_bytes": 1 << 20}
-FULL = {"cells": CELLS, "answer": 256, "block": 32, "seconds": 540.0, "patience": 3.0, "copy_bytes": 1 << 31}
+TINY = {"cells": "12x1,5x1,12x3", "answer": 16, "block": 8, "seconds": 120.0, "patience": 0.0, "large": 256}
+FULL = {"cells": CELLS, "answer": 256, "block": 32, "seconds": 540.0, "patience": 3.0, "large": 8192}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,23 +173,38 @@ class Field:
 
         return int(torch.cuda.max_memory_allocated(self.place))
 
-    def bandwidth(self) -> float | None:
-        """Bytes a second that a large copy within the memory reads and writes, at best; None without torch."""
+    def rates(self) -> dict[str, float | None]:
+        """Bytes a second that a large copy reads and writes, and operations of torch's product of large matrices."""
         if not self.place:
-            return None
+            return {"bandwidth": None, "product_rate": None}
         import torch
 
-        wait = functools.partial(torch.cuda.synchronize, self.place) if self.place.startswith("cuda") else lambda: None
-        a = torch.ones(self.args.copy_bytes, dtype=torch.uint8, device=self.place)
-        b = torch.empty_like(a)
+        n, bfloat16 = self.args.large, {"dtype": torch.bfloat16, "device": self.place}
+        a, b = torch.ones(n * n * 16, **bfloat16), torch.ones(n * n * 16, **bfloat16)
+        x, y = torch.randn(n, n, **bfloat16), torch.randn(n, n, **bfloat16)
 
-        def copies() -> None:
-            for _ in range(4):
-                b.copy_(a)
-            wait()
+        def best(run: Callable[[], Any]) -> float:
+            """Seconds of a call, at best."""
 
-        copies()
-        return 8 * len(a) / min(timed(copies)[0] for _ in range(5))
+            def calls() -> None:
+                for _ in range(4):
+                    run()
+                if self.place.startswith("cuda"):
+                    torch.cuda.synchronize(self.place)
+
+            calls()
+            return min(timed(calls)[0] for _ in range(5)) / 4
+
+        return {"bandwidth": 4 * len(a) / best(lambda: b.copy_(a)), "product_rate": 2 * n**3 / best(lambda: x @ y)}
+
+    def agreement(self, prompt: int) -> float | None:
+        """Of the masks of one uncached step, those that get the same token from torch; near-ties turn either way in bfloat16."""
+        if not self.place:
+            return None
+        ids = np.random.default_rng(1).integers(0, self.model.config["mask_id"], prompt).astype(np.int32)
+        mine = ours(self.model, ids, self.args.family).step()[1]
+        official = torch_contestants(self.rival, self.torch_model, ids, self.args.family, self.place)[0].step()[1]
+        return float((mine == official)[mine >= 0].mean())
 
 
 def compiled(model: Any, backend: str) -> Any:
@@ -287,9 +302,9 @@ def rows(field: Field, deadline: float) -> Iterator[dict[str, Any]]:
     yield {
         "about": "models", "family": args.family, "model": "tiny" if args.tiny else SHAPES[args.family],
         "layers": field.model.config["layers"], "device": field.model.device, "weights": field.weights,
-        "weight_bytes": field.model.nbytes, "read_bytes": field.read_bytes(), "bandwidth": field.bandwidth(),
-        "answer": args.answer, "block": args.block, "torch": torch_version(field.place), "commit": commit(),
-        "date": datetime.date.today().isoformat(),
+        "weight_bytes": field.model.nbytes, "read_bytes": field.read_bytes(), "answer": args.answer, "block": args.block,
+        "torch": torch_version(field.place), "commit": commit(), "date": datetime.date.today().isoformat(),
+        "same_tokens": field.agreement(args.cells[0][0]), **field.rates(),
     }  # fmt: skip
     for job in jobs(args, bool(field.place)):
         field.clear()
@@ -337,7 +352,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--compile", default="inductor", help="backend of torch.compile, at the first cell; none: without")
     p.add_argument("--without", type=lambda s: s.split(","), default=[], help="torch: measure ours alone")
     p.add_argument("--cache", help="where that folder is kept; default: the system's temporary directory")
-    p.add_argument("--copy-bytes", type=int, help="of the copy that measures the memory; default 2 GiB")
+    p.add_argument("--large", type=int, help="rows of the matrices by which torch measures the GPU; default 8192")
     args = p.parse_args(given)
     for name, value in (TINY if args.tiny else FULL).items():
         if getattr(args, name) is None:

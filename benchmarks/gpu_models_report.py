@@ -136,13 +136,20 @@ def tables(m: Models) -> list[str]:
     return [
         f"## {a['model']}: answer {a['answer']}, block {a['block']}, one token a step", "",
         f"Device {a['device']}; weights: {a['weights']}; torch: {a['torch'] or 'takes no part'}. "
-        f"A step reads {a['read_bytes'] / 1e9:.2f} GB of weights{best}.", "",
+        f"A step reads {a['read_bytes'] / 1e9:.2f} GB of weights{best}.{beside_torch(a)}", "",
         "ms a step, launches, waits and host time are medians of the most frequent kind of step; the weight-read limit is the "
         "least time that the weights need, of that step's. Which rows DyLLM recomputes follows from the numbers, here of random "
         "weights: see the rows beside its kinds of steps.", "",
         f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|", *(line(m, row) for row in m.rows), "",
         *kind_lines(m), "",
     ]  # fmt: skip
+
+
+def beside_torch(a: Row) -> str:
+    """What torch's part in it says of device and engine."""
+    rate, same = a["product_rate"], a["same_tokens"]
+    said = f" torch multiplies large bfloat16 matrices at {rate / 1e12:.0f} TFLOP/s." if rate else ""
+    return said + (f" In an uncached step {same:.0%} of the masks get torch's token; near-ties turn either way." if same else "")
 
 
 def line(m: Models, row: Row) -> str:

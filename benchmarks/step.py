@@ -75,11 +75,11 @@ def torch_model(folder: pathlib.Path, family: str, dtype: Any = None) -> tuple[A
     return torch_dream, torch_dream.TorchDream(*torch_llada.read_folder(folder, dtype))
 
 
-def torch_contestants(rival: Any, model: Any, prompt: np.ndarray, family: str) -> list[Contestant]:
-    """The official step, and the same without its waste. rival: the module whose loop the model runs in."""
+def torch_contestants(rival: Any, model: Any, prompt: np.ndarray, family: str, device: str = "cpu") -> list[Contestant]:
+    """The official step, and the same without its waste. rival: the module whose loop the model runs in; device: where it lies."""
     import torch
 
-    x = torch.nn.functional.pad(torch.from_numpy(prompt).long()[None], (0, ANSWER), value=model.mask_id)
+    x = torch.nn.functional.pad(torch.from_numpy(prompt).long()[None].to(device), (0, ANSWER), value=model.mask_id)
     end = len(prompt) + BLOCK if family == "llada" else len(prompt) + ANSWER
 
     @torch.inference_mode()

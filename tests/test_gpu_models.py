@@ -50,6 +50,7 @@ def test_everybody_is_measured(benchmark, family, tmp_path):
     about, rows = measured(benchmark, tmp_path / "m", "--family", family, "--device", "cpu", "--cells", "12x1,9x2")
     torch.set_num_threads(threads)
     assert (about["family"], about["device"], about["weights"]) == (family, "cpu", "torch's own") and about["bandwidth"] > 0
+    assert about["product_rate"] > 0 and 0.8 < about["same_tokens"] <= 1
     assert 0.5 * about["weight_bytes"] < about["read_bytes"] < about["weight_bytes"]
     expected = [(12, 1, who, m) for who in ("dllm_fast", "torch") for m in METHODS]
     expected += [(12, 1, "torch.compile", "uncached")] + [(9, 2, "dllm_fast", m) for m in METHODS] + [(9, 2, "torch", "uncached")]
@@ -95,11 +96,17 @@ def test_the_command_knows_its_parts():
     assert said.returncode == 1 and said.stderr.startswith("gpu.sh: unknown part chekc: check golden sessions") and not said.stdout
 
 
+def test_a_machine_without_torch_will_do():
+    ask = f"import sys; sys.modules['torch'] = None; sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu_models, gpu_report"
+    subprocess.run([sys.executable, "-c", ask + "; assert gpu_models.torch_place('cuda:0') == ''"], check=True)
+
+
 # ---- the report ------------------------------------------------------------------------------------------------------------------
 
 ABOUT = {
     "about": "models", "family": "llada", "model": "LLaDA-8B", "layers": 32, "device": "cuda:0", "weights": "torch's own",
     "weight_bytes": 16e9, "read_bytes": 15e9, "bandwidth": 4e12, "answer": 256, "block": 32, "torch": "2 on cuda:0",
+    "product_rate": 7.9e14, "same_tokens": 0.97,
 }  # fmt: skip
 
 
@@ -145,6 +152,7 @@ def test_the_report_judges(report, tmp_path):
     assert wanted["no cached run slower than uncached"] == ("no", "0.80 x as fast at the least (dyllm, prompt 1024, batch 1), of 2")
     assert wanted["batch 32: 5000 tokens/s"] == ("no", "4923 tokens/s (sparse-dllm, prompt 1024)")
     assert "| 1024 | 1 | sparse-dllm | dllm_fast | 250.0 | 250 | 2.25 | 12.50 | 4.00 | 94 % | 400 | 2 | 1.00 | 20.0 | 9 |" in text
+    assert "at 790 TFLOP/s. In an uncached step 97% of the masks" in text
     assert "| 64 | 1 | dllm-cache | torch | no   time |" in text
     [numbers] = tmp_path.glob("gpu-x-models.csv")
     found = list(csv.DictReader(numbers.open(newline="")))

@@ -72,6 +72,7 @@ touch "$work/parts"
 report() { # TITLE VERDICT SECONDS LAST-LINE
     local family models=()
     for family in "${families[@]}"; do [[ ! -e $work/models-$family.jsonl ]] || models+=("$work/models-$family.jsonl"); done
+    [[ ! -e $work/kernels.csv ]] || cp "$work/kernels.csv" "$results.csv"
     { grep -vF "| $1 |" "$work/parts" || true; } >"$work/others"
     { cat "$work/others" && say "| $1 | $2 | $3 | $(tr '|' ' ' <<<"$4") |"; } >"$work/parts"
     "$python" benchmarks/gpu_report.py "$results" "$machine" "$commit" "$work/parts" ${models[@]+"${models[@]}"} || failed=$((failed + 1))
@@ -123,9 +124,9 @@ kernels() {
     [[ $library == /* || -z $library ]] || library=system
     part "build of gpu_kernels" make -s -C tests/c -j"$(nproc)" OUT="$work/c" SANITIZE= CFLAGS=-O2 "$work/c/gpu_kernels" || return 0
     if [[ $library ]]; then sides+=("cuda:$index"); else skip "kernels with cuBLAS" "there is none (pip install nvidia-cublas)"; fi
-    say "device,kernel,case,seconds,bytes,operations" >"$results.csv"
+    say "device,kernel,case,seconds,bytes,operations" >"$work/kernels.csv"
     for side in "${sides[@]}"; do
-        part "kernels on $side" bash -c 'set -o pipefail; "$@" | tee -a "$0"' "$results.csv" "$work/c/gpu_kernels" \
+        part "kernels on $side" bash -c 'set -o pipefail; "$@" | tee -a "$0"' "$work/kernels.csv" "$work/c/gpu_kernels" \
             "$work/lib/dllm_fast/libdllm_cuda.so" "$([[ $side == *:own ]] && echo - || echo "$library")" "$side" || true
     done
 }

@@ -147,7 +147,7 @@ def tables(m: Models) -> list[str]:
 
 def beside_torch(a: Row) -> str:
     """What torch's part in it says of device and engine."""
-    rate, same = a["product_rate"], a["same_tokens"]
+    rate, same = a.get("product_rate"), a.get("same_tokens")
     said = f" torch multiplies large bfloat16 matrices at {rate / 1e12:.0f} TFLOP/s." if rate else ""
     return said + (f" In an uncached step {same:.0%} of the masks get torch's token; near-ties turn either way." if same else "")
 

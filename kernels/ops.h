@@ -148,7 +148,7 @@ struct dllm_ops {
     void (*nll)(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n);
 };
 typedef struct dllm_ops dllm_ops;
-enum { DLLM_OPS_ABI = 3 };
+enum { DLLM_OPS_ABI = 4 };
 
 /* The execution context kernels get: whose threads, whose scratch. A session has its own, so that sessions never share scratch. */
 struct dllm_device {
@@ -162,6 +162,8 @@ struct dllm_device {
     int index;     /* CUDA only: the number of the GPU */
     int failed;    /* first failure since the last sync, as DLLM_E_*; */
     char why[256]; /* and its message */
+    /* CUDA only: kernels handed to the stream so far. */
+    uint64_t launches;
 };
 
 extern const dllm_ops dllm_ops_c;

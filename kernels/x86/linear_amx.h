@@ -50,8 +50,8 @@ VEC void transpose_tile(char *to, const char *from)
     for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 64, r[i]);
 }
 
-/* Two C tiles, of tokens from row on and outputs from first and from first + 16 on, plus bias, to their places: in the output, or in what
- * a sink takes. Together they are a whole line of it; the second is not read if there are no such outputs. */
+/* Two C tiles, of tokens from row on and outputs from first and from first + 16 on, plus bias, to their places: in the output, or in
+ * what a sink takes. Together they are a whole line of it; the second is not read if there are no such outputs. */
 static inline void store_pair(const struct amx_pass *a, const char *home, const char *second, int64_t row, int64_t first,
                               float *sunk)
 {

@@ -151,8 +151,13 @@ int dllm_cuda_sim_load(const char *path);
  * "cuda:own", "cuda:1:own", which have no library, they never do. */
 int dllm_cuda_library(const char *device, const char *path, char *out, size_t bytes);
 
-/* The model borrows the device and everything the weights point to: keep both until it is closed. On a device with memory of its own
- * it copies the weights there, and only the device is borrowed. act: the dtype of
+/* On a GPU a device and each of its sessions have a stream of their own, of which other streams of the process know nothing. What is asked
+ * of the device or the session from now on comes after what `stream` was asked until now: for memory that others write, or have had
+ * before. stream: a cudaStream_t of the same GPU; NULL: CUDA's default stream there. On a processor it does nothing. */
+int dllm_device_after(dllm_device *d, void *stream);
+
+/* The model borrows the device and everything the weights point to: keep both until it is closed. On a GPU it borrows the matrices that
+ * lie there, copies those that lie in the host's memory, which need not be kept, and refuses those on another GPU. act: the dtype of
  * activations; weights of any dtype go with any activations: exactly, or, with int8 weights, each row of activations rounded to int8. */
 typedef struct dllm_model dllm_model;
 int dllm_model_open(dllm_model **out, dllm_device *d, const dllm_config *c, const dllm_weights *w, dllm_dtype act);
@@ -285,6 +290,7 @@ typedef struct {
 typedef struct dllm_session dllm_session;
 int dllm_session_open(dllm_session **out, dllm_model *m, const dllm_params *p, const dllm_prompt *prompts, int n);
 void dllm_session_close(dllm_session *s);
+int dllm_session_after(dllm_session *s, void *stream); /* see dllm_device_after */
 
 /* One step: forward, then decide. Returns the number of sequences still unfinished: 0 at the end. */
 int dllm_session_step(dllm_session *s);

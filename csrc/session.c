@@ -160,6 +160,8 @@ void dllm_session_close(dllm_session *s)
     free(s);
 }
 
+int dllm_session_after(dllm_session *s, void *stream) { return dllm_device_after(&s->device, stream); }
+
 /* ---- looking at it --------------------------------------------------------------------------------------------------------------- */
 int64_t dllm_session_rows(const dllm_session *s) { return s->rows; }
 

@@ -34,7 +34,8 @@ class Model:
     def from_tensors(
         config: str, tensors: Mapping[str, Any], *, dtype: str = "auto", device: str = "auto", threads: int = 0
     ) -> Model:
-        """config: the text of config.json. tensors: official names to DLPack tensors or NumPy arrays; kept, not copied."""
+        """config: the text of config.json. tensors: official names to DLPack tensors or NumPy arrays; kept, not copied. On a GPU
+        those that lie there; those of the host's memory are copied, not kept, and others refused."""
     config: dict[str, Any]  # fields of dllm_config by name; family is "llada" or "dream", dtype a name
     dtype: str  # of the activations: "float32", "bfloat16", "float16"
     weights: str  # dtype of the matrices: as above, or "int8"

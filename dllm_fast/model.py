@@ -72,7 +72,10 @@ class Model:
     def from_tensors(
         cls, config: str, tensors: Mapping[str, Any], dtype: str = "auto", device: str = "auto", threads: int | None = None
     ) -> "Model":
-        """config: the text of config.json. tensors: official parameter names to tensors or arrays: kept, and on a GPU copied."""
+        """config: the text of config.json. tensors: official parameter names to tensors or arrays: shared and kept, not copied.
+
+        device="cuda:1": tensors on that GPU are shared, those in the host's memory are copied to it; others are refused.
+        """
         device = cuda.resolve(device)
         return cls(_core.Model.from_tensors(config, tensors, dtype=dtype, device=device, threads=thread_count(threads)))
 

@@ -244,6 +244,13 @@ static int come_after(dllm_device *on, void *stream)
     return -1;
 }
 
+int dllm_py_come_after(dlpack_exchange *framework, dllm_device *on)
+{
+    void *stream;
+    if (!framework) return 0;
+    return framework->current_stream(DLPACK_CUDA, on->index, &stream) < 0 ? -1 : come_after(on, stream);
+}
+
 /* On a GPU the producer makes the consumer's stream, which is ours, wait for what it has asked for. */
 static PyObject *call_method(PyObject *method, const dllm_device *consumer)
 {
@@ -293,10 +300,9 @@ static int take_method(PyObject *o, PyObject *method, const char *what, dllm_dev
 static int take_exchanged(dlpack_exchange *api, PyObject *o, const char *what, dllm_device *on, dllm_py_tensor *out)
 {
     dlpack_versioned *m = NULL;
-    void *stream;
     if (api->from_object(o, &m) < 0 || take_versioned(m, what, on, out) < 0) return -1;
-    if (out->device_type != DLPACK_CUDA) return 0;
-    return api->current_stream(DLPACK_CUDA, out->device_id, &stream) < 0 ? -1 : come_after(on, stream);
+    out->exchange = api;
+    return out->device_type == DLPACK_CUDA ? dllm_py_come_after(api, on) : 0;
 }
 
 /* 1: taken; 0: o is no DLPack tensor; -1. */

@@ -18,7 +18,8 @@ typedef struct {
     int code, bits;                                            /* DLPACK_FLOAT and 16, DLPACK_BFLOAT and 16, ...: dlpack.h */
     int device_type, device_id;                                /* DLPACK_CPU, DLPACK_CUDA_HOST for pinned memory, or DLPACK_CUDA */
     bool read_only;
-    void *owner; /* private: what release() is given */
+    dlpack_exchange *exchange; /* of the framework that lent it, if it has one */
+    void *owner;               /* private: what release() is given */
     void (*release)(void *owner);
 } dllm_py_tensor;
 
@@ -29,10 +30,15 @@ typedef struct {
 int dllm_py_tensor_get(PyObject *o, const char *what, dllm_device *on, dllm_py_tensor *out);
 void dllm_py_tensor_release(dllm_py_tensor *t); /* needs the GIL; more than once does no harm */
 
+/* Numbers that go out as a tensor of like's framework; owner keeps them alive. shape and strides are copied. */
+PyObject *dllm_py_export(PyObject *module, PyObject *owner, const dlpack_tensor *t, PyObject *like);
+
 /* to_numpy and from_numpy of the module; init() adds what they need to it. */
 extern PyMethodDef dllm_py_dlpack_methods[];
 int dllm_py_dlpack_init(PyObject *module);
 
+/* What `on` is asked from now on comes after what the tensor's framework has asked of their GPU, if it can be asked. 0, or -1. */
+int dllm_py_come_after(dlpack_exchange *framework, dllm_device *on);
 /* Where o says it lies: 1 and the place, 0: it does not say, or -1 with an exception. */
 int dllm_py_device_of(PyObject *o, dlpack_device *out);
 

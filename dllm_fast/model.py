@@ -134,8 +134,7 @@ class Model:
             raise ValueError(f"row {empty} of {len(batch)} has no tokens: its attention_mask is all 0, or the sequence is empty")
         positions = batch.column_positions(self.config["family"], position_ids)
         session = _core.Session(self.core, {"answer_len": 0}, batch.prompts, positions=positions)
-        dtype = self.dtype if is_tensor(batch.like) else "float32"
-        logits = batch.give(batch.place(session.logits(dtype=dtype)), dtype)
+        logits = batch.logits(session, self.dtype if is_tensor(batch.like) else "float32")
         states = [batch.give(batch.place(h), self.dtype) for h in session.hidden()] if hidden else None
         return logits, states
 

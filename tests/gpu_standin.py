@@ -89,14 +89,12 @@ class Tensor:
     def __init__(self, gpu, array=None, dtype=None, *, shape=None, strides=None, address=None, owner=None):
         self.gpu, self.dtype = gpu, dtype or str(array.dtype)
         if array is not None:
-            array = np.asarray(array)
-            base = array if array.base is None or array.flags.c_contiguous else array.base
-            owner = Memory(gpu, base)
-            offset = array.ctypes.data - base.ctypes.data
-            shape, strides = array.shape, tuple(s // array.itemsize for s in array.strides)
-            address = owner.address + offset
+            gaps = not array.flags.c_contiguous
+            owner = Memory(gpu, array.base if gaps else array)
+            address = owner.address + (array.ctypes.data - array.base.ctypes.data if gaps else 0)
+            shape, strides = array.shape, [s // array.itemsize for s in array.strides] if gaps else None
         self.shape, self.address, self.owner = tuple(shape), address, owner
-        self.strides = tuple(strides or np.cumprod((1, *self.shape[:0:-1]))[::-1].tolist())
+        self.strides = tuple(strides or self.packed())
 
     # ---- as torch's tensors are ----
     @property
@@ -113,19 +111,27 @@ class Tensor:
     def detach(self):
         return self
 
+    def packed(self):
+        return tuple(np.cumprod((1, *self.shape[:0:-1]))[::-1].tolist())
+
     def __len__(self):
         return self.shape[0]
 
     def numpy(self):
         """What it holds when its stream has done what it was asked: a copy."""
         out = np.empty(self.shape, "uint16" if self.dtype == "bfloat16" else self.dtype)
-        packed = np.cumprod((1, *self.shape[:0:-1]))[::-1].tolist()
-        assert list(self.strides) == packed, "gaps are not read"
+        assert self.strides == self.packed(), "gaps are not read"
         library().dllm_sim_copy(out.ctypes.data, self.address, out.nbytes, stream(self.gpu))
         library().dllm_sim_sync(stream(self.gpu))
         return out
 
     cpu = numpy
+
+    def fill(self, array):
+        """In place, when its stream comes to it."""
+        assert self.strides == self.packed() and array.shape == self.shape
+        self.owner.source = array
+        library().dllm_sim_copy(self.address, array.ctypes.data, array.nbytes, stream(self.gpu))
 
     def part(self, shape, first=0):
         return type(self)(self.gpu, dtype=self.dtype, shape=shape, address=self.address + first * self.itemsize, owner=self.owner)
@@ -202,20 +208,33 @@ class Given:
         self.structure.deleter(ctypes.addressof(self.structure))
 
 
+class Host:
+    """A tensor in the host's memory: on its way to a GPU."""
+
+    def __init__(self, array, kind):
+        self.array, self.kind = array, kind
+
+    def to(self, device):
+        return self.kind(device.index, self.array)
+
+
 def adopt(address, kind):
     owner = Given(address)
     t = owner.structure.tensor
-    assert (owner.structure.major, t.device_type, t.lanes) == (1, CUDA, 1)
+    assert (owner.structure.major, t.lanes) == (1, 1)
     dtype = next(name for name, known in KINDS.items() if known == (t.code, t.bits))
     shape, strides = t.shape[: t.ndim], t.strides[: t.ndim] if t.strides else None
+    if t.device_type != CUDA:
+        raw = ctypes.string_at(t.data + t.byte_offset, int(np.prod(shape)) * t.bits // 8)
+        return Host(np.frombuffer(raw, dtype).reshape(shape), kind)
     return kind(t.device_id, dtype=dtype, shape=shape, strides=strides, address=t.data + t.byte_offset, owner=owner)
 
 
 def from_dlpack(other):
     """As the consumer that Tensor's users call."""
     device_type, gpu = other.__dlpack_device__()
-    assert device_type == CUDA
-    return adopt(taken(other.__dlpack__(stream=stream(gpu), max_version=(1, 3)), b"dltensor_versioned"), Tensor)
+    wanted = {"stream": stream(gpu)} if device_type == CUDA else {}
+    return adopt(taken(other.__dlpack__(max_version=(1, 3), **wanted), b"dltensor_versioned"), Tensor)
 
 
 # ---- the C exchange API ---------------------------------------------------------------------------------------------------------

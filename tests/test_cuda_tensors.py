@@ -1,4 +1,4 @@
-"""Tensors that lie on the GPU of a model: weights are borrowed. The GPUs are simulated and strict: what the host
+"""Tensors that lie on the GPU of a model: weights are borrowed, logits stay there. The GPUs are simulated and strict: what the host
 touches there faults, and what another stream has not been made to wait for has not happened."""
 
 import gc
@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import pytest
 import simulator
-from conftest import MODELS, text_ids, tiny
+from conftest import MODELS, padded, text_ids, tiny
 
 if simulator.MISSING:
     pytest.skip(f"no GPU simulator: {simulator.MISSING}", allow_module_level=True)
@@ -17,6 +17,7 @@ if simulator.MISSING:
 import gpu_standin  # noqa: E402
 
 import dllm_fast  # noqa: E402
+from dllm_fast import _core  # noqa: E402
 from dllm_fast.hf import engine  # noqa: E402
 
 GPU = gpu_standin.number(simulator.STRICT)
@@ -101,6 +102,14 @@ def test_weights_on_another_gpu_are_refused(kind, arrays):
         dllm_fast.Model.from_tensors(CONFIG, {k: v for k, v in tensors.items() if k != NORM}, device=simulator.STRICT)
 
 
+def test_weights_that_were_just_changed(arrays, expected):
+    """A session sees what the framework's current stream was asked before it opened."""
+    tensors = on_gpu(arrays, gpu_standin.Exchanged)
+    model = dllm_fast.Model.from_tensors(CONFIG, tensors, device=simulator.STRICT)
+    tensors[NORM].fill(2 * arrays[NORM])
+    np.testing.assert_allclose(model.forward(expected[0]), 2 * expected[1], atol=2e-4)
+
+
 # ---- objects that are already loaded --------------------------------------------------------------------------------------------
 
 
@@ -135,6 +144,131 @@ def test_a_model_on_several_devices_is_refused(arrays):
     meta = types.SimpleNamespace(device=types.SimpleNamespace(type="meta"), detach=lambda: meta)
     with pytest.raises(ValueError, match=f"{NORM} is on the meta device: it has no values"):
         dllm_fast.accelerate(LLaDAModelLM(on_gpu(arrays) | {NORM: meta}))
+
+
+# ---- results --------------------------------------------------------------------------------------------------------------------
+
+
+def on_its_gpu(arrays):
+    """A model there, not as a fixture: pytest would keep it until all is counted."""
+    return dllm_fast.Model.from_tensors(CONFIG, on_gpu(arrays), device=simulator.STRICT)
+
+
+@pytest.mark.parametrize("kind", [gpu_standin.Tensor, gpu_standin.Exchanged])
+def test_logits_stay_on_the_gpu(kind, arrays, expected):
+    """No copy of them comes to the host: the result's numbers are read back by the framework alone."""
+    (ids, want), model = expected, on_its_gpu(arrays)
+    got = model.forward(kind(GPU, ids))
+    assert type(got) is kind and (got.gpu, got.dtype, got.shape) == (GPU, "float32", want.shape)
+    assert type(got.owner) is gpu_standin.Given
+    np.testing.assert_allclose(got.numpy(), want, atol=1e-4)
+    del model
+    gc.collect()
+    np.testing.assert_allclose(got.numpy(), want, atol=1e-4)  # it outlives the model
+
+
+@pytest.mark.parametrize("kind", [gpu_standin.Tensor, gpu_standin.Exchanged])
+@pytest.mark.parametrize("side", ["left", "right", "holes"])
+def test_pads_become_zeros(kind, side, arrays, rng):
+    ids, mask = padded([text_ids(rng, n) for n in (5, 9, 7)], side)
+    got, want = on_its_gpu(arrays).forward(kind(GPU, ids), mask), tiny(FOLDER.name).forward(ids, mask)
+    np.testing.assert_allclose(got.numpy(), want, atol=1e-4)
+    assert (got.numpy()[mask == 0] == 0).all()
+
+
+def test_lists_of_sequences(arrays, rng):
+    rows = [text_ids(rng, n) for n in (4, 7)]
+    got, want = on_its_gpu(arrays).forward([gpu_standin.Tensor(GPU, r) for r in rows]), tiny(FOLDER.name).forward(rows)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a.numpy(), b, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [gpu_standin.Tensor, gpu_standin.Exchanged])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_logits_of_16_bits(kind, dtype, arrays, rng):
+    """The same bits as on the way over the host, of more rows than the head takes at once there."""
+    ids = text_ids(rng, 70)[None]
+    model = dllm_fast.Model.from_tensors(CONFIG, on_gpu(arrays), dtype=dtype, device=simulator.STRICT)
+    got = model.forward(kind(GPU, ids))
+    session = _core.Session(model.core, {"answer_len": 0}, [ids[0].astype(np.int32)])
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got.numpy()[0].view(np.uint16), session.logits(dtype=dtype))
+
+
+def test_guided_and_shifted_logits(rng):
+    """Dream: the row before speaks for a row; guided: two passes."""
+    prompts = [text_ids(rng, n).astype(np.int32) for n in (5, 1, 9)]
+    for guided in (0.0, 0.7):
+        params = {"answer_len": 0, "cfg_scale": guided, "mask_id": 300}
+        got = []
+        for device in (simulator.STRICT, "cpu:c"):
+            core = dllm_fast.load(MODELS / "dream_tiny", dtype="float32", device=device).core
+            like = gpu_standin.Exchanged(GPU, prompts[0])
+            cells = np.random.default_rng(1).permutation(20)[:15].astype(np.int32)
+            session = _core.Session(core, params, prompts, condition=[2, 1, 3])
+            got.append(session.logits(shifted=True, like=like, cells=cells, total=20))
+        assert isinstance(got[1], np.ndarray)
+        np.testing.assert_allclose(got[0].numpy(), got[1], atol=2e-4)
+        assert (np.delete(got[1], cells, 0) == 0).all()
+
+
+def test_cells_that_make_no_sense(arrays, expected):
+    session = _core.Session(on_its_gpu(arrays).core, {"answer_len": 0}, [expected[0][0].astype(np.int32)])
+    for cells, total, words in (
+        (np.arange(9) + 1, 9, "row 8 of logits goes to row 9 of 9"),
+        (np.zeros(9), 9, "rows 0 and 1 of logits both go to row 0"),
+        (np.arange(8), 9, "8 cells for 9 rows"),
+        (None, 8, r"logits \[8, 320\] wanted, the session gives \[9, 320\]"),
+        (None, 0, "total = 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            session.logits(cells=None if cells is None else cells.astype(np.int32), total=total)
+    assert session.logits().shape == (9, 320)
+
+
+def test_no_room_for_logits(arrays, expected):
+    ids, model, before = gpu_standin.Exchanged(GPU, expected[0]), on_its_gpu(arrays), gpu_standin.held()
+    with gpu_standin.nothing_left(), pytest.raises(MemoryError) as failure:
+        model.forward(ids)
+    said = "cuda-sim:3: no room for logits: [9, 320] in float32, 11520 bytes: MemoryError: nothing left here"
+    assert str(failure.value) == said
+    del failure
+    gc.collect()
+    assert gpu_standin.held() == before
+    np.testing.assert_allclose(model.forward(ids).numpy(), expected[1], atol=1e-4)
+
+
+def test_ids_of_another_place_give_logits_there(arrays, expected):
+    """On the host here: the caller's device is not the model's."""
+    model = on_its_gpu(arrays)
+    got = model.forward(expected[0])
+    assert isinstance(got, np.ndarray)
+    session = _core.Session(model.core, {"answer_len": 0}, [expected[0][0].astype(np.int32)])
+    assert isinstance(session.logits(like=gpu_standin.Tensor(GPU + 1, expected[0])), np.ndarray)
+
+
+@pytest.mark.parametrize("kind", [gpu_standin.Tensor, gpu_standin.Exchanged])
+def test_hooks_see_logits_on_the_gpu(kind, rng):
+    """And what they return, on the framework's own stream, is what the step decides on."""
+    ids, runs = text_ids(rng, 6)[None], []
+    for device, give in ((simulator.STRICT, lambda a: kind(GPU, a)), ("cpu", lambda a: a)):
+        seen = []
+
+        def hook(step, x, logits, give=give, seen=seen):
+            seen.append(logits)
+            changed = (logits.numpy() if isinstance(logits, kind) else logits).copy()
+            changed[..., 36] -= 3.0 * step
+            return give(changed)
+
+        model = dllm_fast.load(MODELS / "dream_tiny", dtype="float32", device=device)
+        settings = {"max_new_tokens": 6, "steps": 6, "alg": "entropy", "generation_logits_hook_func": hook}
+        out = model.diffusion_generate(give(ids), **settings)
+        runs.append((out.numpy() if device == simulator.STRICT else out, seen))
+    (gpu, seen), (cpu, want) = runs
+    np.testing.assert_array_equal(gpu, cpu)
+    assert all(type(s) is kind for s in seen) and len(seen) == len(want) == 6
+    for a, b in zip(seen, want, strict=True):
+        np.testing.assert_allclose(a.numpy(), b, atol=2e-4)
 
 
 # ---- the caller's own GPU -------------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ static void fill_sequence(dllm_session *s, int b, const dllm_prompt *p, int32_t 
 static int open_session(dllm_session *s, const dllm_prompt *prompts)
 {
     s->sequences = dllm_take_sequences(s);
-    FAIL_IF(!s->sequences, DLLM_E_MEMORY, "session: out of memory for %d sequences", s->n_sequences);
+    if (!s->sequences) return DLLM_E_MEMORY;
     for (int b = 0; b < s->n_sequences; b++) {
         const dllm_sequence shape = { .len = prompts[b].n + s->params.answer_len, .prompt = prompts[b].n };
         s->rows += shape.len;

@@ -3,6 +3,7 @@ touches there faults, and what another stream has not been made to wait for has 
 
 import gc
 import json
+import threading
 import types
 import weakref
 
@@ -269,6 +270,89 @@ def test_hooks_see_logits_on_the_gpu(kind, rng):
     assert all(type(s) is kind for s in seen) and len(seen) == len(want) == 6
     for a, b in zip(seen, want, strict=True):
         np.testing.assert_allclose(a.numpy(), b, atol=2e-4)
+
+
+# ---- many at once, and for long --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [gpu_standin.Tensor, gpu_standin.Exchanged])
+def test_sessions_of_several_threads(kind, arrays, rng):
+    """Each with a stream of its own, on borrowed weights, some decoding and some computing logits into the framework's memory."""
+    model, cpu, got = dllm_fast.Model.from_tensors(CONFIG, on_gpu(arrays, kind), device=simulator.STRICT), tiny(FOLDER.name), {}
+    prompts = [text_ids(rng, n)[None] for n in (5, 9, 7, 8)]
+    settings = {"gen_length": 6, "steps": 3, "block_length": 6}
+
+    def decode(i):
+        got[i] = dllm_fast.generate(model, kind(GPU, prompts[i]), cache="dyllm", **settings).numpy()
+
+    def compute(i):
+        got[i] = [model.forward(kind(GPU, prompts[i])).numpy() for _ in range(3)]
+
+    threads = [threading.Thread(target=(decode, compute)[i % 2], args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for i in (0, 2):
+        np.testing.assert_array_equal(got[i], dllm_fast.generate(cpu, prompts[i], cache="dyllm", **settings))
+    for i in (1, 3):
+        for logits in got[i]:
+            np.testing.assert_allclose(logits, cpu.forward(prompts[i]), atol=1e-4)
+    del decode, compute, threads
+
+
+class Failure(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", [gpu_standin.Tensor, gpu_standin.Exchanged])
+def test_nothing_leaks(kind, arrays, rng):
+    """Models opened and closed; runs that end, that are left in the middle, that a callback or a source of noise breaks."""
+    ids, settings = kind(GPU, text_ids(rng, 5)[None]), {"gen_length": 4, "steps": 4, "block_length": 4}
+
+    def fail(*_):
+        raise Failure
+
+    def use():
+        model = dllm_fast.Model.from_tensors(CONFIG, on_gpu(arrays, kind), device=simulator.STRICT)
+        for cache in (None, "dllm-cache", "sparse-dllm", "dyllm"):
+            dllm_fast.generate(model, ids, cache=cache, **settings)
+            next(iter(dllm_fast.stream(model, ids, cache=cache, **settings)))
+            with pytest.raises(Failure):
+                dllm_fast.generate(model, ids, cache=cache, callback=fail, **settings)
+        with pytest.raises(Failure):
+            dllm_fast.generate(model, ids, temperature=1.0, noise=types.SimpleNamespace(uniform=fail, exponential=fail), **settings)
+        with pytest.raises(ValueError, match="outside"):
+            model.forward(kind(GPU, np.array([[5, 5000]])))
+        return model.forward(ids)
+
+    use()
+    gc.collect()
+    before = gpu_standin.held()
+    for _ in range(3):
+        use()
+        gc.collect()
+        assert gpu_standin.held() == before
+
+
+def test_out_of_memory_at_every_request(arrays, expected):
+    """Of model and pass, by the simulator's own count of requests; the framework's, whose allocator may be refused, among them."""
+    tensors, ids = on_gpu(arrays, gpu_standin.Exchanged) | {NORM: arrays[NORM]}, gpu_standin.Exchanged(GPU, expected[0])
+    refuse, left = gpu_standin.library().dllm_sim_refuse, gpu_standin.library().dllm_sim_until_refusal
+    before, said, n, logits = gpu_standin.held(), set(), 0, None
+    while logits is None:
+        n += 1
+        refuse(n)
+        try:
+            logits = dllm_fast.Model.from_tensors(CONFIG, tensors, device=simulator.STRICT).forward(ids)
+        except (MemoryError, RuntimeError) as failure:
+            assert left() == 0 and "out of memory" in str(failure) or "no room" in str(failure)
+            said.add(str(failure).split(":")[0])
+        refuse(0)
+        gc.collect()
+        assert logits is not None or gpu_standin.held() == before
+    assert n > 40 and said >= {"session", "logits", "model", "cuda-sim"}
+    np.testing.assert_allclose(logits.numpy(), expected[1], atol=1e-4)
 
 
 # ---- the caller's own GPU -------------------------------------------------------------------------------------------------------

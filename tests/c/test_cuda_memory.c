@@ -194,7 +194,7 @@ static void check_folder(const char *folder)
     const dllm_sim_count nothing = held();
     bool ok = dllm_checkpoint_open(&files, folder) >= 0;
     s.files = files;
-    if (ok) refuse_each(&s, load, "", 15);
+    if (ok) refuse_each(&s, load, "", 10);
     ok = ok && dllm_device_open(&device, "cuda-sim:3", 1) >= 0 &&
          dllm_model_open(&s.model, device, dllm_checkpoint_config(files), dllm_checkpoint_weights(files), DLLM_F32) >= 0;
     expect(ok, "opens", folder);

@@ -96,7 +96,7 @@ static bool is_on(dlpack_device device, const dllm_device *on)
 
 static int check_device(dlpack_device device, const char *what, const dllm_device *on)
 {
-    const char *name = device.type == DLPACK_CUDA || device.type == DLPACK_CUDA_MANAGED ? "cuda" : NULL;
+    const char *name = device.type == DLPACK_CUDA ? "cuda" : device.type == DLPACK_CUDA_MANAGED ? "managed memory of cuda" : NULL;
     if (device.type == DLPACK_CPU || device.type == DLPACK_CUDA_HOST || is_on(device, on)) return 0;
     if (device.type == DLPACK_ROCM) name = "rocm";
     if (name && on)

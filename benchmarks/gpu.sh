@@ -148,6 +148,11 @@ if wanted golden; then
 fi
 if wanted sessions; then
     part "sessions beside each other" "$python" tests/gpu_sessions.py --device "$device" || true
+    if "$python" -c "import sys, pytest, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null; then
+        part "torch's own tensors" "$python" -m pytest -q tests/test_cuda_torch.py || true
+    else
+        skip "torch's own tensors" "no pytest, or no torch with CUDA"
+    fi
 fi
 for family in "${families[@]}"; do
     if wanted "models-$family" || [[ $asked == *" models "* ]]; then models "$family"; fi

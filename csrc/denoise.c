@@ -74,6 +74,20 @@ static int64_t line_up(dllm_session *s)
     return drawn;
 }
 
+/* The caller's rows of drawn candidates [from, from + n). */
+static void take_logits(dllm_session *s, dllm_mat given, int64_t from, int32_t n)
+{
+    dllm_device *d = &s->device;
+    if (dllm_device_place(d, given.data) >= 0) {
+        dllm_make_room(s);
+        int32_t *rows = dllm_room(s, n);
+        for (int32_t i = 0; i < n; i++) rows[i] = s->candidates[s->drawn[from + i]];
+        d->ops->copy(d, s->logits[0], dllm_range(0, n), given, (dllm_rows){ .idx = rows, .n = n });
+        return;
+    }
+    for (int32_t i = 0; i < n; i++) dllm_upload(s, s->logits[0], i, dllm_at(given, s->candidates[s->drawn[from + i]]), 1);
+}
+
 /* One round of the head: drawn candidates [from, from + n). */
 static void draw_tokens(dllm_session *s, int64_t from, int32_t n, dllm_mat given, const void *noise)
 {
@@ -81,8 +95,7 @@ static void draw_tokens(dllm_session *s, int64_t from, int32_t n, dllm_mat given
         dllm_head_predict(s, from, n);
         return;
     }
-    for (int32_t i = 0; given.data && i < n; i++)
-        dllm_upload(s, s->logits[0], i, dllm_at(given, s->candidates[s->drawn[from + i]]), 1);
+    if (given.data) take_logits(s, given, from, n);
     if (!given.data) dllm_head(s, (dllm_rows){ .idx = s->speaker + from, .n = n });
     dllm_count_logits(s, n, 1);
     const void *numbers = dllm_lend_noise(s, noise, from, n);
@@ -364,6 +377,8 @@ int dllm_session_decide(dllm_session *s, dllm_mat logits)
     FAIL_IF(logits.data && (logits.rows != s->rows || logits.cols != s->model->config.vocab || logits.dtype != DLLM_F32),
             DLLM_E_VALUE, "logits [%lld, %lld] in %s: [%lld, %d] in float32 expected", (long long)logits.rows,
             (long long)logits.cols, dllm_dtype_name(logits.dtype), (long long)s->rows, s->model->config.vocab);
+    const int place = logits.data ? dllm_device_place(&s->device, logits.data) : -1;
+    FAIL_IF(place >= 0 && place != s->device.index, DLLM_E_VALUE, "logits on GPU %d for a session on %s", place, s->device.name);
     dllm_begin(s, DLLM_STAGE_PLAN);
     if (!s->forwarded) TRY(dllm_ask(s));
     dllm_enter(s, DLLM_STAGE_PREDICT);

@@ -11,7 +11,7 @@
 #include "../kernels/cuda/cuda.h"
 #include "../kernels/ops.h"
 #include "../kernels/threads.h"
-#include "error.h"
+#include "internal.h"
 
 enum { MAX_THREADS = 1024 };
 
@@ -128,6 +128,23 @@ static int open_cuda(dllm_device **out, const char *name, int kind)
     if (status < 0) free(d);
     else *out = d;
     return status;
+}
+
+/* The plug-in of a device that is open. */
+static const dllm_cuda *plugin_of(const dllm_device *d)
+{
+    const char *simulated = kinds[SIMULATOR].device;
+    return plugins[strncmp(d->name, simulated, strlen(simulated)) == 0 ? SIMULATOR : GPU];
+}
+
+int dllm_device_place(const dllm_device *d, const void *p) { return dllm_is_host(d) ? -1 : plugin_of(d)->place(p); }
+
+int dllm_device_after(dllm_device *d, void *stream)
+{
+    if (dllm_is_host(d)) return 0;
+    const dllm_cuda *cuda = plugin_of(d);
+    const int status = cuda->order(d->index, d->stream, stream);
+    return status < 0 ? dllm_fail(DLLM_E_DEVICE, "%s: waiting for another stream: %s", d->name, cuda->last_error()) : 0;
 }
 
 /* ---- devices --------------------------------------------------------------------------------------------------------------- */

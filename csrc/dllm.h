@@ -151,8 +151,13 @@ int dllm_cuda_sim_load(const char *path);
  * "cuda:own", "cuda:1:own", which have no library, they never do. */
 int dllm_cuda_library(const char *device, const char *path, char *out, size_t bytes);
 
-/* The model borrows the device and everything the weights point to: keep both until it is closed. On a device with memory of its own
- * it copies the weights there, and only the device is borrowed. act: the dtype of
+/* On a GPU a device and the device of every session have a stream of their own, of which other streams of the process know nothing. What
+ * this one is asked from now on comes after what `stream` was asked until now: for memory that others write, or have had before.
+ * stream: a cudaStream_t of the same GPU; NULL: CUDA's default stream there. On a processor it does nothing. */
+int dllm_device_after(dllm_device *d, void *stream);
+
+/* The model borrows the device and everything the weights point to: keep both until it is closed. On a GPU it borrows the matrices that
+ * lie there, copies those that lie in the host's memory, which need not be kept, and refuses those on another GPU. act: the dtype of
  * activations; weights of any dtype go with any activations: exactly, or, with int8 weights, each row of activations rounded to int8. */
 typedef struct dllm_model dllm_model;
 int dllm_model_open(dllm_model **out, dllm_device *d, const dllm_config *c, const dllm_weights *w, dllm_dtype act);
@@ -287,11 +292,13 @@ typedef struct {
 typedef struct dllm_session dllm_session;
 int dllm_session_open(dllm_session **out, dllm_model *m, const dllm_params *p, const dllm_prompt *prompts, int n);
 void dllm_session_close(dllm_session *s);
+dllm_device *dllm_session_device(dllm_session *s); /* its own: on a GPU, of its own stream */
 
 /* One step: forward, then decide. Returns the number of sequences still unfinished: 0 at the end. */
 int dllm_session_step(dllm_session *s);
 /* The two halves, for callers that look at the logits in between. decide() takes float32 logits [rows, vocab], already shifted,
- * in place of the model's own, and then needs no forward; data NULL: the model's own. */
+ * in place of the model's own, and then needs no forward; data NULL: the model's own. They lie in the host's memory or on the session's
+ * GPU. */
 int dllm_session_forward(dllm_session *s);
 int dllm_session_decide(dllm_session *s, dllm_mat logits);
 /* Steps to the end. progress() may return false to stop early. Returns the number of unfinished sequences. */
@@ -323,8 +330,11 @@ void dllm_session_read(dllm_session *s, void *out,
                        dllm_mat view); /* its numbers; the host cannot look into every device's memory */
 
 /* Forward pass over the current ids without a step, for sessions without a cache: logits [rows, vocab] of every packed row, guided and, if `shifted`, moved as
- * the model family asks. out may be float32, or the model's dtype. */
+ * the model family asks. out may be float32, or the model's dtype, in the host's memory or on the session's GPU, where nothing passes the
+ * host then (and guided logits are float32). It is complete when the call returns, for every stream. */
 int dllm_session_logits(dllm_session *s, dllm_mat out, bool shifted);
+/* The same into a matrix that may have more rows: packed row i goes to row at[i], each to another one, and those that get none become 0. */
+int dllm_session_logits_at(dllm_session *s, dllm_mat out, const int32_t *at, bool shifted);
 /* Same pass: -log p(targets[i]) at packed rows[i], which are ascending. */
 int dllm_session_nll(dllm_session *s, const int32_t *rows, const int32_t *targets, int64_t n, float *out);
 /* Same pass: the input of every layer and the output of the final norm, [layers + 1, rows, dim] in the model's dtype. */

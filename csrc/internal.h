@@ -7,8 +7,9 @@
 struct dllm_model {
     dllm_device *device;
     dllm_config config;
-    dllm_weights weights; /* the array of layers is ours */
-    bool copied;          /* so are the matrices, in memory of the device; else they are borrowed */
+    dllm_weights weights; /* the array of layers is ours; the matrices are borrowed but for */
+    void **copies;        /* those that were copied to the device's memory */
+    int n_copies;
     dllm_dtype act;
 };
 
@@ -17,6 +18,9 @@ typedef struct {
     void *data;
     bool shared;
 } dllm_block;
+
+/* device.c: the number of the GPU whose memory p is in; -1: memory of the host */
+int dllm_device_place(const dllm_device *d, const void *p);
 
 typedef struct dllm_plan dllm_plan;
 typedef struct dllm_layer_rows dllm_layer_rows;

@@ -147,6 +147,7 @@ int dllm_take_memory(dllm_session *s)
 dllm_sequence *dllm_take_sequences(dllm_session *s)
 {
     s->blocks = calloc(MAX_BLOCKS, sizeof *s->blocks);
+    if (!s->blocks) dllm_fail(DLLM_E_MEMORY, "session: out of memory for a list of %zu bytes", MAX_BLOCKS * sizeof *s->blocks);
     return s->blocks ? take(s, "sequences", s->n_sequences, sizeof(dllm_sequence)) : NULL;
 }
 
@@ -156,7 +157,8 @@ int dllm_need_logits(dllm_session *s)
     const size_t bytes = (size_t)s->head_rows * (size_t)vocab * sizeof(float);
     if (s->logits[0].data) return 0;
     void *p = s->device.ops->alloc(&s->device, bytes);
-    FAIL_IF(!p, DLLM_E_MEMORY, "session: out of memory for logits: %lld x %lld numbers", (long long)s->head_rows, (long long)vocab);
+    FAIL_IF(!p, DLLM_E_MEMORY, "session: out of memory for logits: %lld x %lld numbers, %zu bytes", (long long)s->head_rows,
+            (long long)vocab, bytes);
     s->logits[0] = (dllm_mat){ .data = p, .rows = s->head_rows, .cols = vocab, .stride = vocab, .dtype = DLLM_F32 };
     keep_block(s, p, false, bytes);
     return 0;

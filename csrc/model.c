@@ -14,77 +14,64 @@ size_t dllm_mat_bytes(dllm_mat m)
     return (size_t)(m.rows * m.cols) * dllm_dtype_size(m.dtype);
 }
 
-/* ---- weights on a device with memory of its own ----------------------------------------------------------------------------------- */
+/* ---- weights for a device with memory of its own ---------------------------------------------------------------------------------- */
 enum { PARTS = sizeof(dllm_layer) / sizeof(dllm_mat) };
 static const char *const part_names[PARTS] = { "attn_norm", "q",      "k",        "v",    "o",  "q_bias",
                                                "k_bias",    "v_bias", "ffn_norm", "gate", "up", "down" };
 
-typedef struct {
-    dllm_device *device;
-    size_t copied;
-} copier;
-
-/* *m, which is the caller's, becomes a copy of it without gaps between rows, or nothing. layer < 0: outside the layers. */
-static int copy_matrix(copier *to, dllm_mat *m, int layer, const char *name)
+static int no_room(const dllm_model *m, const char *where, dllm_mat from, size_t bytes, size_t copied)
 {
-    const dllm_ops *op = to->device->ops;
-    const dllm_mat from = *m;
+    return dllm_fail(DLLM_E_MEMORY, "model: %s is out of memory for weights: %s: %lld x %lld in %s, %zu bytes, after %zu bytes",
+                     m->device->name, where, (long long)from.rows, (long long)from.cols, dllm_dtype_name(from.dtype), bytes,
+                     copied);
+}
+
+/* *w becomes a copy of it without gaps between rows, which is ours. */
+static int copy_matrix(dllm_model *m, dllm_mat *w, const char *where, size_t *copied)
+{
+    dllm_device *d = m->device;
+    const dllm_mat from = *w;
     const size_t bytes = dllm_mat_bytes(from), row = (size_t)from.cols * dllm_dtype_size(from.dtype),
                  stride = (size_t)from.stride * dllm_dtype_size(from.dtype);
-    char where[32] = "", *p = op->alloc(to->device, bytes);
-    if (layer >= 0) snprintf(where, sizeof where, "layer %d, ", layer);
-    m->data = p;
-    m->stride = m->cols;
-    FAIL_IF(!p, DLLM_E_MEMORY, "model: %s is out of memory for weights: %s%s: %lld x %lld in %s, %zu bytes, after %zu bytes",
-            to->device->name, where, name, (long long)from.rows, (long long)from.cols, dllm_dtype_name(from.dtype), bytes,
-            to->copied);
-    if (row == stride) op->copy_in(to->device, p, from.data, bytes);
+    char *p = d->ops->alloc(d, bytes);
+    if (!p) return no_room(m, where, from, bytes, *copied);
+    m->copies[m->n_copies++] = p;
+    w->data = p;
+    w->stride = w->cols;
+    if (row == stride) d->ops->copy_in(d, p, from.data, bytes);
     for (int64_t r = 0; row != stride && r < from.rows; r++)
-        op->copy_in(to->device, p + (size_t)r * row, (const char *)from.data + (size_t)r * stride, row);
-    to->copied += bytes;
+        d->ops->copy_in(d, p + (size_t)r * row, (const char *)from.data + (size_t)r * stride, row);
+    *copied += bytes;
     return 0;
 }
 
-static int copy_layer(copier *to, dllm_layer *layer, const dllm_layer *from, int l)
+/* What lies on the device stays there, what lies on the host is copied. layer < 0: outside the layers. */
+static int settle(dllm_model *m, dllm_mat *w, int layer, const char *name, size_t *copied)
 {
-    dllm_mat *part = (dllm_mat *)layer;
-    const dllm_mat *source = (const dllm_mat *)from;
-    for (int i = 0; i < PARTS; i++) {
-        part[i] = source[i];
-        if (part[i].data) TRY(copy_matrix(to, &part[i], l, part_names[i]));
-    }
-    return 0;
+    char where[48];
+    if (!w->data) return 0;
+    if (layer < 0) snprintf(where, sizeof where, "%s", name);
+    else snprintf(where, sizeof where, "layer %d, %s", layer, name);
+    const int place = dllm_device_place(m->device, w->data);
+    if (place == m->device->index) return 0;
+    FAIL_IF(place >= 0, DLLM_E_VALUE, "model: weights: %s: on GPU %d, but the model is on %s: all must be on one device", where,
+            place, m->device->name);
+    return copy_matrix(m, w, where, copied);
 }
 
-/* The model's matrices are none at first, so that what was copied can be told from what was not when one copy fails. */
-static int copy_weights(dllm_model *m, const dllm_weights *w)
-{
-    copier to = { .device = m->device };
-    dllm_mat *const ends[] = { &m->weights.embed, &m->weights.norm, &m->weights.head };
-    const dllm_mat sources[] = { w->embed, w->norm, w->head };
-    static const char *const names[] = { "embedding", "norm", "head" };
-    for (int l = 0; l < m->config.layers; l++) TRY(copy_layer(&to, &m->weights.layers[l], &w->layers[l], l));
-    for (int i = 0; i < 3; i++) {
-        *ends[i] = sources[i];
-        if (i == 2 && w->head.data == w->embed.data) ends[i]->data = m->weights.embed.data;
-        else TRY(copy_matrix(&to, ends[i], -1, names[i]));
-    }
-    const int status = m->device->ops->sync(m->device);
-    return status < 0 ? dllm_fail(status, "model: copying weights: %s", m->device->why) : 0;
-}
-
-static void free_copies(dllm_model *m)
+static int settle_weights(dllm_model *m)
 {
     dllm_weights *w = &m->weights;
-    if (w->head.data == w->embed.data) w->head.data = NULL;
-    void *const ends[] = { w->embed.data, w->norm.data, w->head.data };
-    for (int i = 0; i < 3; i++) {
-        if (ends[i]) m->device->ops->free(m->device, ends[i]);
-    }
-    for (int i = 0; i < m->config.layers * PARTS; i++) {
-        void *p = ((dllm_mat *)w->layers)[i].data;
-        if (p) m->device->ops->free(m->device, p);
-    }
+    dllm_mat *const ends[] = { &w->embed, &w->norm, &w->head };
+    static const char *const names[] = { "embedding", "norm", "head" };
+    const bool tied = w->head.data == w->embed.data;
+    size_t copied = 0;
+    for (int i = 0; i < m->config.layers * PARTS; i++)
+        TRY(settle(m, (dllm_mat *)w->layers + i, i / PARTS, part_names[i % PARTS], &copied));
+    for (int i = 0; i < (tied ? 2 : 3); i++) TRY(settle(m, ends[i], -1, names[i], &copied));
+    if (tied) w->head = w->embed;
+    const int status = m->device->ops->sync(m->device);
+    return status < 0 ? dllm_fail(status, "model: copying weights: %s", m->device->why) : 0;
 }
 
 /* ---- models ----------------------------------------------------------------------------------------------------------------------- */
@@ -93,23 +80,20 @@ int dllm_model_open(dllm_model **out, dllm_device *d, const dllm_config *c, cons
     *out = NULL;
     FAIL_IF(act != DLLM_F32 && act != DLLM_BF16 && act != DLLM_F16, DLLM_E_TYPE, "dtype %d: float32, bfloat16 or float16 expected",
             act);
-    const size_t bytes = (size_t)c->layers * sizeof *w->layers;
+    const size_t bytes = (size_t)c->layers * sizeof *w->layers, most = (size_t)c->layers * PARTS + 3;
     const bool host = dllm_is_host(d);
     FAIL_IF(w->head.dtype == DLLM_I8 && !host, DLLM_E_DEVICE, "int8 weights run on the CPU, not on %s", d->name);
     dllm_model *m = calloc(1, sizeof *m);
-    dllm_layer *layers = calloc(1, bytes);
-    if (!m || !layers) {
-        free(m);
-        free(layers);
-        return dllm_fail(DLLM_E_MEMORY, "model: out of memory for %zu bytes", sizeof *m + bytes);
-    }
-    *m = (dllm_model){ .device = d, .config = *c, .act = act, .copied = !host };
-    if (host) {
-        memcpy(layers, w->layers, bytes);
-        m->weights = *w;
-    }
-    m->weights.layers = layers;
-    const int status = host ? 0 : copy_weights(m, w);
+    FAIL_IF(!m, DLLM_E_MEMORY, "model: out of memory for %zu bytes", sizeof *m);
+    *m = (dllm_model){ .device = d, .config = *c, .act = act, .weights = *w };
+    m->weights.layers = calloc(1, bytes);
+    if (!host) m->copies = calloc(most, sizeof *m->copies);
+    int status = 0;
+    if (!m->weights.layers || (!host && !m->copies))
+        status = dllm_fail(DLLM_E_MEMORY, "model: out of memory for lists of %d layers, %zu bytes", c->layers,
+                           bytes + (host ? 0 : most * sizeof *m->copies));
+    else memcpy(m->weights.layers, w->layers, bytes);
+    if (status == 0 && !host) status = settle_weights(m);
     if (status < 0) dllm_model_close(m);
     else *out = m;
     return status;
@@ -118,7 +102,8 @@ int dllm_model_open(dllm_model **out, dllm_device *d, const dllm_config *c, cons
 void dllm_model_close(dllm_model *m)
 {
     if (!m) return;
-    if (m->copied) free_copies(m);
+    for (int i = 0; i < m->n_copies; i++) m->device->ops->free(m->device, m->copies[i]);
+    free(m->copies);
     free(m->weights.layers);
     free(m);
 }

@@ -3,6 +3,8 @@
 #define PY_SSIZE_T_CLEAN
 #include "py_dlpack.h"
 
+#include "../kernels/ops.h"
+
 #define PY_ARRAY_UNIQUE_SYMBOL dllm_array_api
 #define NO_IMPORT_ARRAY
 #include <numpy/arrayobject.h>
@@ -87,12 +89,20 @@ void dllm_py_tensor_release(dllm_py_tensor *t)
     PyErr_Restore(type, value, trace);
 }
 
-static int check_device(dlpack_device device, const char *what)
+static bool is_on(dlpack_device device, const dllm_device *on)
 {
-    const char *name = device.type == DLPACK_CUDA || device.type == DLPACK_CUDA_MANAGED ? "cuda" : NULL;
-    if (device.type == DLPACK_CPU || device.type == DLPACK_CUDA_HOST) return 0;
+    return on && !dllm_is_host(on) && device.type == DLPACK_CUDA && device.id == on->index;
+}
+
+static int check_device(dlpack_device device, const char *what, const dllm_device *on)
+{
+    const char *name = device.type == DLPACK_CUDA ? "cuda" : device.type == DLPACK_CUDA_MANAGED ? "managed memory of cuda" : NULL;
+    if (device.type == DLPACK_CPU || device.type == DLPACK_CUDA_HOST || is_on(device, on)) return 0;
     if (device.type == DLPACK_ROCM) name = "rocm";
-    if (name) PyErr_Format(PyExc_ValueError, "%s%s%s is on %s:%d; pass its .cpu()", NAMED(what), name, device.id);
+    if (name && on)
+        PyErr_Format(PyExc_ValueError, "%s%s%s is on %s:%d, but the model is on %s: all must be on one device", NAMED(what), name,
+                     device.id, on->name);
+    else if (name) PyErr_Format(PyExc_ValueError, "%s%s%s is on %s:%d; pass its .cpu()", NAMED(what), name, device.id);
     else PyErr_Format(PyExc_ValueError, "%s%s%s is on DLPack device type %d, not on the CPU", NAMED(what), device.type);
     return -1;
 }
@@ -123,10 +133,10 @@ static int set_shape(dllm_py_tensor *out, const dlpack_tensor *t, const char *wh
 }
 
 /* Everything but the owner. */
-static int set_view(dllm_py_tensor *out, const dlpack_tensor *t, bool read_only, const char *what)
+static int set_view(dllm_py_tensor *out, const dlpack_tensor *t, bool read_only, const char *what, const dllm_device *on)
 {
     if (t->dtype.lanes != 1 || numpy_kind(t->dtype.code, t->dtype.bits) < 0) return refuse_kind(t->dtype, what);
-    if (check_device(t->device, what) < 0 || set_shape(out, t, what) < 0) return -1;
+    if (check_device(t->device, what, on) < 0 || set_shape(out, t, what) < 0) return -1;
     if ((uintptr_t)out->data % (t->dtype.bits / 8u)) {
         PyErr_Format(PyExc_ValueError, "%s%s%s is not aligned to its %d-bit elements; pass a copy", NAMED(what), t->dtype.bits);
         return -1;
@@ -165,18 +175,18 @@ static int take_array(PyObject *array, const char *what, dllm_py_tensor *out)
     int64_t shape[DLLM_PY_MAX_DIMS], strides[DLLM_PY_MAX_DIMS];
     dlpack_tensor t;
     if (dllm_py_describe(array, &t, shape, strides, what) < 0 ||
-        set_view(out, &t, !PyArray_ISWRITEABLE((PyArrayObject *)array), what) < 0)
+        set_view(out, &t, !PyArray_ISWRITEABLE((PyArrayObject *)array), what, NULL) < 0)
         return -1;
     out->owner = Py_NewRef(array);
     out->release = release_object;
     return 0;
 }
 
-static int take_versioned(dlpack_versioned *m, const char *what, dllm_py_tensor *out)
+static int take_versioned(dlpack_versioned *m, const char *what, const dllm_device *on, dllm_py_tensor *out)
 {
     out->owner = m;
     out->release = release_versioned;
-    return set_view(out, &m->tensor, m->flags & DLPACK_READ_ONLY, what);
+    return set_view(out, &m->tensor, m->flags & DLPACK_READ_ONLY, what, on);
 }
 
 int dllm_py_find_attribute(PyObject *o, const char *name, PyObject **value)
@@ -203,7 +213,7 @@ int dllm_py_find_exchange(PyTypeObject *type, dlpack_exchange **api)
 }
 
 /* Renaming the capsule is what tells its destructor that the tensor has a new owner. */
-static int take_capsule(PyObject *capsule, const char *what, dllm_py_tensor *out)
+static int take_capsule(PyObject *capsule, const char *what, const dllm_device *on, dllm_py_tensor *out)
 {
     if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
         dlpack_versioned *m = PyCapsule_GetPointer(capsule, "dltensor_versioned");
@@ -213,50 +223,99 @@ static int take_capsule(PyObject *capsule, const char *what, dllm_py_tensor *out
             return -1;
         }
         if (PyCapsule_SetName(capsule, "used_dltensor_versioned") < 0) return -1;
-        return take_versioned(m, what, out);
+        return take_versioned(m, what, on, out);
     }
     if (PyCapsule_IsValid(capsule, "dltensor")) {
         dlpack_managed *m = PyCapsule_GetPointer(capsule, "dltensor");
         if (PyCapsule_SetName(capsule, "used_dltensor") < 0) return -1;
         out->owner = m;
         out->release = release_managed;
-        return set_view(out, &m->tensor, false, what);
+        return set_view(out, &m->tensor, false, what, on);
     }
     PyErr_Format(PyExc_TypeError, "%s%s%s: __dlpack__ gave no unused DLPack capsule", NAMED(what));
     return -1;
 }
 
-static int take_method(PyObject *method, const char *what, dllm_py_tensor *out)
+/* Our stream comes after another one of the GPU that the tensor is on. */
+static int come_after(dllm_device *on, void *stream)
+{
+    if (dllm_device_after(on, stream) >= 0) return 0;
+    PyErr_SetString(PyExc_RuntimeError, dllm_last_error());
+    return -1;
+}
+
+int dllm_py_come_after(dlpack_exchange *framework, dllm_device *on)
+{
+    void *stream;
+    if (!framework) return 0;
+    return framework->current_stream(DLPACK_CUDA, on->index, &stream) < 0 ? -1 : come_after(on, stream);
+}
+
+/* On a GPU the producer makes the consumer's stream, which is ours, wait for what it has asked for. */
+static PyObject *call_method(PyObject *method, const dllm_device *consumer)
 {
     PyObject *none = PyTuple_New(0), *version = Py_BuildValue("{s(ii)}", "max_version", DLPACK_MAJOR, DLPACK_MINOR),
-             *capsule = NULL;
-    if (none && version) capsule = PyObject_Call(method, none, version);
-    if (!capsule && PyErr_ExceptionMatches(PyExc_TypeError)) { /* a producer from before 1.0 */
+             *stream = consumer ? PyLong_FromVoidPtr(consumer->stream) : NULL, *capsule = NULL;
+    bool fine = none && version && (!consumer || stream);
+    if (fine && stream) fine = PyDict_SetItemString(version, "stream", stream) == 0;
+    if (fine) capsule = PyObject_Call(method, none, version);
+    if (fine && !capsule && PyErr_ExceptionMatches(PyExc_TypeError)) { /* a producer from before 1.0 */
         PyErr_Clear();
-        capsule = PyObject_Call(method, none, NULL);
+        if (PyDict_DelItemString(version, "max_version") == 0) capsule = PyObject_Call(method, none, version);
     }
     Py_XDECREF(none);
     Py_XDECREF(version);
+    Py_XDECREF(stream);
+    return capsule;
+}
+
+int dllm_py_device_of(PyObject *o, dlpack_device *out)
+{
+    PyObject *method;
+    const int found = dllm_py_find_attribute(o, "__dlpack_device__", &method);
+    if (found <= 0) return found;
+    PyObject *said = PyObject_CallNoArgs(method), *pair = said ? PySequence_Tuple(said) : NULL;
+    const int fine = pair && PyArg_ParseTuple(pair, "ii", &out->type, &out->id);
+    Py_DECREF(method);
+    Py_XDECREF(said);
+    Py_XDECREF(pair);
+    return fine ? 1 : -1;
+}
+
+/* Where it is on a GPU is asked first: whoever is not told a stream may refuse, or wait for the wrong one. */
+static int take_method(PyObject *o, PyObject *method, const char *what, dllm_device *on, dllm_py_tensor *out)
+{
+    dlpack_device device;
+    const int said = dllm_py_device_of(o, &device);
+    if (said < 0 || (said && check_device(device, what, on) < 0)) return -1;
+    const bool told = said && is_on(device, on);
+    PyObject *capsule = call_method(method, told ? on : NULL);
     if (!capsule) return -1;
-    const int status = take_capsule(capsule, what, out);
+    int status = take_capsule(capsule, what, on, out);
     Py_DECREF(capsule);
+    if (status == 0 && !told && out->device_type == DLPACK_CUDA) status = come_after(on, NULL);
     return status;
 }
 
+static int take_exchanged(dlpack_exchange *api, PyObject *o, const char *what, dllm_device *on, dllm_py_tensor *out)
+{
+    dlpack_versioned *m = NULL;
+    if (api->from_object(o, &m) < 0 || take_versioned(m, what, on, out) < 0) return -1;
+    out->exchange = api;
+    return out->device_type == DLPACK_CUDA ? dllm_py_come_after(api, on) : 0;
+}
+
 /* 1: taken; 0: o is no DLPack tensor; -1. */
-static int take_dlpack(PyObject *o, const char *what, dllm_py_tensor *out)
+static int take_dlpack(PyObject *o, const char *what, dllm_device *on, dllm_py_tensor *out)
 {
     dlpack_exchange *api;
     int found = dllm_py_find_exchange(Py_TYPE(o), &api);
     if (found < 0) return -1;
-    if (found) {
-        dlpack_versioned *m = NULL;
-        return api->from_object(o, &m) < 0 || take_versioned(m, what, out) < 0 ? -1 : 1;
-    }
+    if (found) return take_exchanged(api, o, what, on, out) < 0 ? -1 : 1;
     PyObject *method;
     found = dllm_py_find_attribute(o, "__dlpack__", &method);
     if (found <= 0) return found;
-    const int status = take_method(method, what, out);
+    const int status = take_method(o, method, what, on, out);
     Py_DECREF(method);
     return status < 0 ? -1 : 1;
 }
@@ -282,19 +341,19 @@ static int check_usable(PyObject *o, const char *what)
 }
 
 /* Like take_dlpack, for arrays too. */
-static int take_any(PyObject *o, const char *what, dllm_py_tensor *out)
+static int take_any(PyObject *o, const char *what, dllm_device *on, dllm_py_tensor *out)
 {
     *out = (dllm_py_tensor){ 0 };
     if (PyArray_Check(o)) return take_array(o, what, out) < 0 ? -1 : 1;
     if (check_usable(o, what) < 0) return -1;
-    const int taken = take_dlpack(o, what, out);
+    const int taken = take_dlpack(o, what, on, out);
     if (taken < 0) dllm_py_tensor_release(out);
     return taken;
 }
 
-int dllm_py_tensor_get(PyObject *o, const char *what, dllm_py_tensor *out)
+int dllm_py_tensor_get(PyObject *o, const char *what, dllm_device *on, dllm_py_tensor *out)
 {
-    const int taken = take_any(o, what, out);
+    const int taken = take_any(o, what, on, out);
     if (!taken)
         PyErr_Format(PyExc_TypeError,
                      "%s%s%s is of type %.100s; expected a torch tensor, a NumPy array, or another object with __dlpack__",
@@ -359,7 +418,7 @@ static PyObject *to_numpy(PyObject *module, PyObject *o)
     if (PyArray_Check(o) && !is_bfloat16((PyArrayObject *)o)) return Py_NewRef(o);
     if (PyArray_Check(o)) return PyArray_View((PyArrayObject *)o, PyArray_DescrFromType(NPY_UINT16), NULL);
     dllm_py_tensor t;
-    const int taken = take_any(o, NULL, &t);
+    const int taken = take_any(o, NULL, NULL, &t);
     if (taken < 0) return NULL;
     if (!taken) return array_from_list(o);
     PyObject *array = view_as_array(&t);

@@ -1,16 +1,16 @@
-/* py_export.c: NumPy arrays that go out to Python as tensors of the framework that the caller uses: through the C exchange API of
- * its tensor type, else through its from_dlpack(). Memory is shared unless the framework could not live with it as it is. */
+/* py_export.c: what goes out to Python as tensors of the framework that the caller uses: NumPy arrays, and results on a GPU; through the C
+ * exchange API of its tensor type, else through its from_dlpack(). Memory is shared unless the framework could not live with it as it is. */
 #define PY_SSIZE_T_CLEAN
 #include "py_dlpack.h"
 #define PY_ARRAY_UNIQUE_SYMBOL dllm_array_api
 #define NO_IMPORT_ARRAY
 #include <numpy/arrayobject.h>
 
-/* An array on its way to a framework. Whichever of the two forms was handed out has this as its context. */
+/* A tensor on its way to a framework. Whichever of the two forms was handed out has this as its context. */
 typedef struct {
     dlpack_managed managed;
     dlpack_versioned versioned;
-    PyObject *array;
+    PyObject *owner; /* of the numbers */
     int64_t shape[DLLM_PY_MAX_DIMS], strides[DLLM_PY_MAX_DIMS];
 } parcel;
 
@@ -19,7 +19,7 @@ static void drop(parcel *p)
 {
     if (!Py_IsInitialized()) return;
     const PyGILState_STATE gil = PyGILState_Ensure();
-    Py_DECREF(p->array);
+    Py_DECREF(p->owner);
     PyMem_Free(p);
     PyGILState_Release(gil);
 }
@@ -27,20 +27,24 @@ static void drop(parcel *p)
 static void drop_managed(dlpack_managed *m) { drop(m->context); }
 static void drop_versioned(dlpack_versioned *m) { drop(m->context); }
 
-static parcel *pack(PyObject *array, dlpack_dtype as)
+static dlpack_tensor copy_shape(dlpack_tensor t, int64_t *shape, int64_t *strides)
 {
-    dlpack_tensor t;
+    memcpy(shape, t.shape, (size_t)t.ndim * sizeof *shape);
+    memcpy(strides, t.strides, (size_t)t.ndim * sizeof *strides);
+    t.shape = shape;
+    t.strides = strides;
+    return t;
+}
+
+static parcel *pack(PyObject *owner, dlpack_tensor t)
+{
     parcel *p = PyMem_Calloc(1, sizeof *p);
     if (!p) {
         PyErr_NoMemory();
         return NULL;
     }
-    if (dllm_py_describe(array, &t, p->shape, p->strides, NULL) < 0) {
-        PyMem_Free(p);
-        return NULL;
-    }
-    t.dtype = as;
-    p->array = Py_NewRef(array);
+    t = copy_shape(t, p->shape, p->strides);
+    p->owner = Py_NewRef(owner);
     p->managed = (dlpack_managed){ t, p, drop_managed };
     p->versioned = (dlpack_versioned){ { DLPACK_MAJOR, DLPACK_MINOR }, p, drop_versioned, 0, t };
     return p;
@@ -49,8 +53,9 @@ static parcel *pack(PyObject *array, dlpack_dtype as)
 /* What a framework's own from_dlpack() reads, for those without the exchange API. */
 typedef struct {
     PyObject_HEAD
-    PyObject *array;
-    dlpack_dtype as;
+    PyObject *owner;
+    dlpack_tensor tensor;
+    int64_t shape[DLLM_PY_MAX_DIMS], strides[DLLM_PY_MAX_DIMS];
 } export_object;
 
 static void drop_capsule(PyObject *capsule)
@@ -69,7 +74,7 @@ static PyObject *export_dlpack(PyObject *self, PyObject *args, PyObject *keyword
         return NULL;
     if (max_version != Py_None && !PyArg_ParseTuple(max_version, "II", &major, &minor)) return NULL;
     const export_object *e = (export_object *)self;
-    parcel *p = pack(e->array, e->as);
+    parcel *p = pack(e->owner, e->tensor);
     if (!p) return NULL;
     void *form = major ? (void *)&p->versioned : &p->managed;
     PyObject *capsule = PyCapsule_New(form, major ? "dltensor_versioned" : "dltensor", drop_capsule);
@@ -77,12 +82,16 @@ static PyObject *export_dlpack(PyObject *self, PyObject *args, PyObject *keyword
     return capsule;
 }
 
-static PyObject *export_device(PyObject *self, PyObject *none) { return Py_BuildValue("ii", DLPACK_CPU, 0); }
+static PyObject *export_device(PyObject *self, PyObject *none)
+{
+    const dlpack_device at = ((export_object *)self)->tensor.device;
+    return Py_BuildValue("ii", at.type, at.id);
+}
 
 static void export_free(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    Py_DECREF(((export_object *)self)->array);
+    Py_DECREF(((export_object *)self)->owner);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -127,20 +136,32 @@ static PyObject *find_importer(PyObject *like)
     return found > 0 ? importer : NULL;
 }
 
-static PyObject *export_by_method(PyObject *module, PyObject *array, dlpack_dtype as, PyObject *like)
+static PyObject *export_by_method(PyObject *module, PyObject *owner, const dlpack_tensor *t, PyObject *like)
 {
     PyObject *importer = find_importer(like), *result = NULL;
     PyTypeObject *type = importer ? (PyTypeObject *)PyObject_GetAttrString(module, "_Export") : NULL;
     export_object *e = type ? PyObject_New(export_object, type) : NULL;
     if (e) {
-        e->array = Py_NewRef(array);
-        e->as = as;
+        e->owner = Py_NewRef(owner);
+        e->tensor = copy_shape(*t, e->shape, e->strides);
         result = PyObject_CallOneArg(importer, (PyObject *)e);
     }
     Py_XDECREF((PyObject *)e);
     Py_XDECREF((PyObject *)type);
     Py_XDECREF(importer);
     return result;
+}
+
+PyObject *dllm_py_export(PyObject *module, PyObject *owner, const dlpack_tensor *t, PyObject *like)
+{
+    dlpack_exchange *api;
+    const int found = dllm_py_find_exchange(Py_TYPE(like), &api);
+    if (found < 0) return NULL;
+    if (!found) return export_by_method(module, owner, t, like);
+    parcel *p = pack(owner, *t);
+    void *tensor = NULL;
+    if (!p || api->to_object(&p->versioned, &tensor) < 0) return NULL; /* the parcel is theirs, also when they fail */
+    return tensor;
 }
 
 /* The array itself if a framework may write to it and walk it forward, else a copy. */
@@ -175,14 +196,11 @@ static int parse_kind(PyObject *array, const char *name, dlpack_dtype *as)
 
 static PyObject *export_array(PyObject *module, PyObject *array, PyObject *like, dlpack_dtype as)
 {
-    dlpack_exchange *api;
-    const int found = dllm_py_find_exchange(Py_TYPE(like), &api);
-    if (found < 0) return NULL;
-    if (!found) return export_by_method(module, array, as, like);
-    parcel *p = pack(array, as);
-    void *tensor = NULL;
-    if (!p || api->to_object(&p->versioned, &tensor) < 0) return NULL; /* the parcel is theirs, also when they fail */
-    return tensor;
+    int64_t shape[DLLM_PY_MAX_DIMS], strides[DLLM_PY_MAX_DIMS];
+    dlpack_tensor t;
+    if (dllm_py_describe(array, &t, shape, strides, NULL) < 0) return NULL;
+    t.dtype = as;
+    return dllm_py_export(module, array, &t, like);
 }
 
 PyObject *dllm_py_from_numpy(PyObject *module, PyObject *args, PyObject *keywords)

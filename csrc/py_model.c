@@ -1,6 +1,8 @@
-/* py_model.c: _core.Model. It owns whatever its weights lie in: a mapped checkpoint, or tensors of the caller's framework. */
+/* py_model.c: _core.Model. It owns whatever its weights lie in: a mapped checkpoint, or tensors of the caller's framework, in the host's
+ * memory or on the GPU that it runs on. */
 #include <string.h>
 
+#include "../kernels/ops.h"
 #include "py_module.h"
 
 /* ---- opening -------------------------------------------------------------------------------------------------------------------- */
@@ -16,15 +18,24 @@ static int dtype_of(PyObject *module, const char *name, dllm_dtype fallback, dll
     return -1;
 }
 
-static int open_on(PyObject *module, dllm_py_model *self, const dllm_config *c, const dllm_weights *w, const char *dtype,
-                   const char *device, int threads)
+static int open_device(PyObject *module, dllm_py_model *self, const char *device, int threads)
+{
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    status = dllm_device_open(&self->device, strcmp(device, "auto") == 0 ? "cpu" : device, threads);
+    Py_END_ALLOW_THREADS
+    if (status < 0) dllm_py_raise(module, status);
+    return status;
+}
+
+/* On its device, which is open. */
+static int open_model(PyObject *module, dllm_py_model *self, const dllm_config *c, const dllm_weights *w, const char *dtype)
 {
     dllm_dtype act;
     if (dtype_of(module, dtype, c->dtype, &act) < 0) return -1;
     int status;
     Py_BEGIN_ALLOW_THREADS
-    status = dllm_device_open(&self->device, strcmp(device, "auto") == 0 ? "cpu" : device, threads);
-    if (status >= 0) status = dllm_model_open(&self->model, self->device, c, w, act);
+    status = dllm_model_open(&self->model, self->device, c, w, act);
     Py_END_ALLOW_THREADS
     if (status < 0) dllm_py_raise(module, status);
     return status;
@@ -67,7 +78,8 @@ static PyObject *from_folder(PyTypeObject *type, PyObject *args, PyObject *keywo
         status = open_weights(self, PyBytes_AS_STRING(folder), int8, cache ? PyBytes_AS_STRING(cache) : NULL, threads, &w);
         Py_END_ALLOW_THREADS
         if (status < 0) dllm_py_raise(module, status);
-        else status = open_on(module, self, dllm_checkpoint_config(self->files), w, dtype, device, threads);
+        else status = open_device(module, self, device, threads);
+        if (status >= 0) status = open_model(module, self, dllm_checkpoint_config(self->files), w, dtype);
         if (status < 0) Py_CLEAR(self);
     }
     Py_DECREF(folder);
@@ -131,13 +143,20 @@ static int find_tensor(void *arg, const char *name, dllm_mat *m)
         return 1;
     }
     dllm_py_tensor t;
-    int status = dllm_py_tensor_get(found, name, &t);
+    int status = dllm_py_tensor_get(found, name, from->self->device, &t);
     Py_DECREF(found);
     if (status < 0) return DLLM_E_CALLBACK;
     status = dllm_py_matrix(name, &t, m);
     if (status == 0) status = keep_tensor(from->self, &t);
     if (status < 0) dllm_py_tensor_release(&t);
     return status < 0 ? DLLM_E_CALLBACK : 0;
+}
+
+/* A model on a GPU has copies of what lies in the host's memory. */
+static void drop_copied(dllm_py_model *self)
+{
+    for (int i = 0; i < self->n_tensors && !dllm_is_host(self->device); i++)
+        if (self->tensors[i].device_type != DLPACK_CUDA) dllm_py_tensor_release(&self->tensors[i]);
 }
 
 static PyObject *from_tensors(PyTypeObject *type, PyObject *args, PyObject *keywords)
@@ -154,11 +173,15 @@ static PyObject *from_tensors(PyTypeObject *type, PyObject *args, PyObject *keyw
     if (status < 0) return dllm_py_raise(module, status);
     dllm_py_model *self = new_model(module);
     if (!self) return NULL;
-    status = dllm_weights_bind(&self->bound, &c, find_tensor, &(tensor_source){ self, tensors });
-    if (status < 0) dllm_py_raise(module, status);
-    else c.dtype = self->bound.embed.dtype; /* what the tensors are, whatever the config says they once were */
-    if (status >= 0) status = open_on(module, self, &c, &self->bound, dtype, device, threads);
+    status = open_device(module, self, device, threads);
+    if (status >= 0) {
+        status = dllm_weights_bind(&self->bound, &c, find_tensor, &(tensor_source){ self, tensors });
+        if (status < 0) dllm_py_raise(module, status);
+    }
+    c.dtype = self->bound.embed.dtype; /* what the tensors are, whatever the config says they once were */
+    if (status >= 0) status = open_model(module, self, &c, &self->bound, dtype);
     if (status < 0) Py_CLEAR(self);
+    else drop_copied(self);
     return (PyObject *)self;
 }
 
@@ -248,7 +271,7 @@ static PyMethodDef methods[] = {
       "folder, mapped into memory; or int8 copies of its matrices." },
     { "from_tensors", (PyCFunction)(void (*)(void))from_tensors, METH_VARARGS | METH_KEYWORDS | METH_CLASS,
       "from_tensors(config, tensors, *, dtype='auto', device='auto', threads=0): official parameter names to tensors; kept, not "
-      "copied." },
+      "copied; but on a GPU those of the host's memory are copied, not kept." },
     { "pointers", (PyCFunction)(void (*)(void))pointers, METH_NOARGS, "Address of every weight." },
     { 0 },
 };

@@ -35,5 +35,21 @@ PyObject *dllm_py_raise_from(PyObject *self, int status); /* the same for method
 int dllm_py_params(PyObject *module, PyObject *mapping, const dllm_config *c, dllm_params *p); /* 0, or -1 with an exception */
 /* A tensor of one or two dimensions as the core's matrix; 0, or -1 with an exception that names it. */
 int dllm_py_matrix(const char *name, const dllm_py_tensor *t, dllm_mat *m);
+/* ---- py_room.c: room on the GPU of a device for a result that goes out as a tensor of like's framework ---- */
+typedef struct {
+    dllm_mat place; /* where the result is to go, in the order of the device's stream */
+    const char *what;
+    PyObject *like;
+    dlpack_tensor tensor; /* the rest is private */
+    int64_t shape[2], strides[2];
+    dlpack_exchange *api;
+    dlpack_versioned *theirs;
+    PyObject *ours;
+} dllm_py_room;
+int dllm_py_room_wanted(PyObject *like, const dllm_device *d); /* 1: like lies on that GPU; 0; or -1 with an exception */
+/* 0, or -1 with an exception. what: for messages. Then either of the other two. */
+int dllm_py_room_open(dllm_py_room *r, const char *what, PyObject *like, dllm_device *d, dllm_py_model *model, dllm_mat shape);
+PyObject *dllm_py_room_give(dllm_py_room *r, PyObject *module); /* the tensor, once all is there */
+void dllm_py_room_close(dllm_py_room *r);
 PyObject *dllm_py_array(int type, int ndim, const int64_t *shape, const void *from); /* a new array; from NULL: not filled */
 #endif

@@ -182,7 +182,7 @@ static int read_call(kernel_call *c, PyObject *const *from, const char *const *n
         return -1;
     }
     for (int i = 0; i < n; i++) {
-        if (dllm_py_tensor_get(from[i], names[i], &c->given[i]) < 0 || dllm_py_matrix(names[i], &c->given[i], &c->m[i]) < 0)
+        if (dllm_py_tensor_get(from[i], names[i], NULL, &c->given[i]) < 0 || dllm_py_matrix(names[i], &c->given[i], &c->m[i]) < 0)
             return -1;
         if (c->m[i].rows > INT32_MAX || c->m[i].cols > INT32_MAX || (i == OUT && c->given[i].read_only)) {
             PyErr_Format(PyExc_ValueError, "'%s' is too large, or cannot be written", names[i]);

@@ -160,6 +160,16 @@ static int gather(open_arguments *a, PyObject *ids, PyObject *positions, PyObjec
     return each(a, seeds, "seeds", set_seed);
 }
 
+/* Somebody may have written weights just now that the model borrows. */
+static int come_after_weights(py_session *self)
+{
+    const dllm_py_model *m = self->model;
+    for (int i = 0; i < m->n_tensors; i++)
+        if (m->tensors[i].exchange && m->tensors[i].device_type == DLPACK_CUDA)
+            return dllm_py_come_after(m->tensors[i].exchange, dllm_session_device(self->session));
+    return 0;
+}
+
 static PyObject *open_session(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     static char *names[] = { "model", "params", "prompts", "positions", "condition", "seeds", "noise", NULL };
@@ -189,6 +199,7 @@ static PyObject *open_session(PyTypeObject *type, PyObject *args, PyObject *keyw
     }
     self->sequences = a.n;
     release(&a);
+    if (status >= 0) status = come_after_weights(self);
     if (status < 0) Py_CLEAR(self);
     return (PyObject *)self;
 }
@@ -259,27 +270,41 @@ static PyObject *forward(py_session *self, PyObject *unused)
     return leave(self, status, Py_NewRef(Py_None));
 }
 
+static PyObject *decide_on(py_session *self, dllm_mat logits)
+{
+    int left;
+    Py_BEGIN_ALLOW_THREADS
+    left = dllm_session_decide(self->session, logits);
+    Py_END_ALLOW_THREADS
+    return leave(self, left, left < 0 ? NULL : PyLong_FromLong(left));
+}
+
+static PyObject *decide_on_tensor(py_session *self, PyObject *given)
+{
+    dllm_py_tensor t;
+    dllm_mat m;
+    PyObject *out = NULL;
+    if (dllm_py_tensor_get(given, "logits", dllm_session_device(self->session), &t) == 0 && dllm_py_matrix("logits", &t, &m) == 0)
+        out = decide_on(self, m);
+    else leave(self, 0, NULL);
+    dllm_py_tensor_release(&t);
+    return out;
+}
+
 static PyObject *decide(py_session *self, PyObject *args)
 {
     PyObject *given = Py_None;
-    if (!PyArg_ParseTuple(args, "|O", &given)) return NULL;
-    PyArrayObject *logits = NULL;
-    dllm_mat m = { 0 };
-    if (given != Py_None) {
-        logits = (PyArrayObject *)PyArray_FROMANY(given, NPY_FLOAT32, 2, 2, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
-        if (!logits) return NULL;
-        m = (dllm_mat){ PyArray_DATA(logits), PyArray_DIM(logits, 0), PyArray_DIM(logits, 1), PyArray_DIM(logits, 1), DLLM_F32 };
-    }
-    if (enter(self) < 0) {
-        Py_XDECREF(logits);
-        return NULL;
-    }
-    int left;
-    Py_BEGIN_ALLOW_THREADS
-    left = dllm_session_decide(self->session, m);
-    Py_END_ALLOW_THREADS
-    Py_XDECREF(logits);
-    return leave(self, left, left < 0 ? NULL : PyLong_FromLong(left));
+    if (!PyArg_ParseTuple(args, "|O", &given) || enter(self) < 0) return NULL;
+    if (given == Py_None) return decide_on(self, (dllm_mat){ 0 });
+    const int on_gpu = dllm_py_room_wanted(given, dllm_session_device(self->session));
+    if (on_gpu > 0) return decide_on_tensor(self, given);
+    PyArrayObject *logits =
+        on_gpu < 0 ? NULL : (PyArrayObject *)PyArray_FROMANY(given, NPY_FLOAT32, 2, 2, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+    if (!logits) return leave(self, 0, NULL);
+    const int64_t rows = PyArray_DIM(logits, 0), cols = PyArray_DIM(logits, 1);
+    PyObject *left = decide_on(self, (dllm_mat){ PyArray_DATA(logits), rows, cols, cols, DLLM_F32 });
+    Py_DECREF(logits);
+    return left;
 }
 
 /* ---- ids and what a step did ---------------------------------------------------------------------------------------------------------------------- */
@@ -368,28 +393,72 @@ static PyObject *kept(py_session *self, PyObject *args, PyObject *keywords)
 /* ---- passes ------------------------------------------------------------------------------------------------------------------------------------------ */
 static int storage_of(dllm_dtype t) { return t == DLLM_F32 ? NPY_FLOAT32 : NPY_UINT16; }
 
+static int dtype_of(const char *name, dllm_dtype *t)
+{
+    for (*t = DLLM_F32; *t <= DLLM_F16; ++*t)
+        if (strcmp(name, dllm_dtype_name(*t)) == 0) return 0;
+    PyErr_Format(PyExc_ValueError, "dtype '%s' is not known", name);
+    return -1;
+}
+
+static int run_logits(py_session *self, dllm_mat m, PyArrayObject *cells, bool shifted)
+{
+    int status;
+    const int32_t *at = cells ? PyArray_DATA(cells) : NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = dllm_session_logits_at(self->session, m, at, shifted);
+    Py_END_ALLOW_THREADS
+    return status;
+}
+
+static PyObject *logits_as_array(py_session *self, dllm_mat m, PyArrayObject *cells, bool shifted)
+{
+    const int64_t shape[] = { m.rows, m.cols };
+    PyObject *out = dllm_py_array(storage_of(m.dtype), 2, shape, NULL);
+    if (!out) return leave(self, 0, NULL);
+    m.data = PyArray_DATA((PyArrayObject *)out);
+    return leave(self, run_logits(self, m, cells, shifted), out);
+}
+
+static PyObject *logits_as_tensor(py_session *self, PyObject *like, dllm_mat m, PyArrayObject *cells, bool shifted)
+{
+    dllm_py_room room;
+    dllm_device *d = dllm_session_device(self->session);
+    if (dllm_py_room_open(&room, "logits", like, d, self->model, m) < 0) return leave(self, 0, NULL);
+    const int status = run_logits(self, room.place, cells, shifted);
+    PyObject *out = status < 0 ? NULL : dllm_py_room_give(&room, PyType_GetModule(Py_TYPE(self)));
+    dllm_py_room_close(&room);
+    return leave(self, status, out);
+}
+
 static PyObject *logits(py_session *self, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = { "shifted", "dtype", NULL };
+    static char *names[] = { "shifted", "dtype", "like", "cells", "total", NULL };
     int shifted = 0;
     const char *name = "float32";
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "|$ps", names, &shifted, &name)) return NULL;
-    dllm_dtype t = DLLM_F32;
-    while (t < DLLM_F16 && strcmp(name, dllm_dtype_name(t)) != 0) t++;
-    if (strcmp(name, dllm_dtype_name(t)) != 0) return PyErr_Format(PyExc_ValueError, "dtype '%s' is not known", name);
-    const int64_t shape[] = { dllm_session_rows(self->session), dllm_model_config(self->model->model)->vocab };
-    PyObject *out = dllm_py_array(storage_of(t), 2, shape, NULL);
-    if (!out) return NULL;
-    const dllm_mat m = { PyArray_DATA((PyArrayObject *)out), shape[0], shape[1], shape[1], t };
-    if (enter(self) < 0) {
-        Py_DECREF(out);
-        return NULL;
-    }
-    int status;
-    Py_BEGIN_ALLOW_THREADS
-    status = dllm_session_logits(self->session, m, shifted);
-    Py_END_ALLOW_THREADS
-    return leave(self, status, out);
+    PyObject *like = Py_None, *given = Py_None, *out = NULL;
+    long long total = dllm_session_rows(self->session);
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "|$psOOL", names, &shifted, &name, &like, &given, &total)) return NULL;
+    dllm_mat m = { .rows = total, .cols = dllm_model_config(self->model->model)->vocab };
+    if (dtype_of(name, &m.dtype) < 0) return NULL;
+    m.stride = m.cols;
+    PyArrayObject *cells = given == Py_None ? NULL : ids_array(given);
+    if (!cells && given != Py_None) return NULL;
+    const int on_gpu = dllm_py_room_wanted(like, dllm_session_device(self->session));
+    if (cells && PyArray_SIZE(cells) != dllm_session_rows(self->session))
+        PyErr_Format(PyExc_ValueError, "%zd cells for %lld rows", (Py_ssize_t)PyArray_SIZE(cells),
+                     (long long)dllm_session_rows(self->session));
+    else if (total < 1) PyErr_Format(PyExc_ValueError, "total = %lld rows of logits", total);
+    else if (on_gpu >= 0 && enter(self) == 0)
+        out = on_gpu ? logits_as_tensor(self, like, m, cells, shifted) : logits_as_array(self, m, cells, shifted);
+    Py_XDECREF(cells);
+    return out;
+}
+
+static PyObject *holds(py_session *self, PyObject *tensor)
+{
+    const int on_gpu = dllm_py_room_wanted(tensor, dllm_session_device(self->session));
+    return on_gpu < 0 ? NULL : PyBool_FromLong(on_gpu);
 }
 
 static PyObject *nll_of(py_session *self, PyArrayObject *rows, PyArrayObject *targets)
@@ -489,7 +558,10 @@ static PyMethodDef methods[] = {
     { "kept", (PyCFunction)(void (*)(void))kept, METH_VARARGS | METH_KEYWORDS,
       "kept(sequence, layer, branch=0): copies of what a layer keeps: k, v, context, attn, ffn; None where nothing is." },
     { "logits", (PyCFunction)(void (*)(void))logits, METH_VARARGS | METH_KEYWORDS,
-      "logits(*, shifted=False, dtype='float32'): an uncached pass over the current ids; [rows, vocab]." },
+      "logits(*, shifted=False, dtype='float32', like=None, cells=None, total=rows): an uncached pass over the current ids; "
+      "[total, "
+      "vocab], packed row r in row cells[r] of it, zeros elsewhere. A tensor of like's framework if like is on the model's GPU." },
+    { "holds", (PyCFunction)holds, METH_O, "holds(tensor): does it lie on the GPU of this session?" },
     { "nll", (PyCFunction)nll, METH_VARARGS, "nll(rows, targets): the same pass; -log p(target) at each row." },
     { "hidden", (PyCFunction)hidden, METH_NOARGS, "The same pass: [layers + 1, rows, dim]." },
     { "stats", (PyCFunction)stats, METH_NOARGS, "What was computed and what is held." },

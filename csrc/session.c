@@ -96,7 +96,7 @@ static void fill_sequence(dllm_session *s, int b, const dllm_prompt *p, int32_t 
 static int open_session(dllm_session *s, const dllm_prompt *prompts)
 {
     s->sequences = dllm_take_sequences(s);
-    FAIL_IF(!s->sequences, DLLM_E_MEMORY, "session: out of memory for %d sequences", s->n_sequences);
+    if (!s->sequences) return DLLM_E_MEMORY;
     for (int b = 0; b < s->n_sequences; b++) {
         const dllm_sequence shape = { .len = prompts[b].n + s->params.answer_len, .prompt = prompts[b].n };
         s->rows += shape.len;
@@ -160,6 +160,8 @@ void dllm_session_close(dllm_session *s)
     free(s);
 }
 
+dllm_device *dllm_session_device(dllm_session *s) { return &s->device; }
+
 /* ---- looking at it --------------------------------------------------------------------------------------------------------------- */
 int64_t dllm_session_rows(const dllm_session *s) { return s->rows; }
 
@@ -207,8 +209,8 @@ double dllm_seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* An uncached pass over the current ids that wants every row. Kernel failures surface here. The clock runs on. */
-static int pass(dllm_session *s)
+/* Kernel failures surface here. The clock runs on. */
+int dllm_pass(dllm_session *s)
 {
     FAIL_IF(s->forwarded, DLLM_E_VALUE, "a pass between forward and decide would lose the forward");
     FAIL_IF(dllm_keeps(s) || s->residual.data, DLLM_E_VALUE,
@@ -228,46 +230,11 @@ static int pass(dllm_session *s)
 
 bool dllm_keeps(const dllm_session *s) { return s->kept_slots > 0 || s->strategy->keeps != 0; }
 
-/* After a pass asked rows are packed rows: the row that speaks for row r of its sequence. */
-static int32_t speaker(const dllm_session *s, const dllm_sequence *q, int32_t r, bool shifted)
-{
-    return q->first + (shifted && s->model->config.shift_logits && r > 0 ? r - 1 : r);
-}
-
-static const dllm_sequence *sequence_of(const dllm_session *s, int64_t row)
+int32_t dllm_speaker(const dllm_session *s, int32_t row, bool shifted)
 {
     int b = 0;
     while (row >= s->sequences[b].first + s->sequences[b].len) b++;
-    return &s->sequences[b];
-}
-
-static void put_row(dllm_mat out, int64_t row, const float *from)
-{
-    void *to = dllm_at(out, row);
-    for (int64_t j = 0; j < out.cols; j++) dllm_put(to, out.dtype, j, from[j]);
-}
-
-int dllm_session_logits(dllm_session *s, dllm_mat out, bool shifted)
-{
-    FAIL_IF(out.rows != s->rows || out.cols != s->model->config.vocab, DLLM_E_VALUE,
-            "logits [%lld, %lld] wanted, the session gives [%lld, %d]", (long long)out.rows, (long long)out.cols,
-            (long long)s->rows, s->model->config.vocab);
-    FAIL_IF(out.dtype != DLLM_F32 && out.dtype != s->model->act, DLLM_E_TYPE, "logits in %s: float32 or %s expected",
-            dllm_dtype_name(out.dtype), dllm_dtype_name(s->model->act));
-    TRY(dllm_need_logits(s));
-    TRY(pass(s));
-    for (int64_t at = 0; at < s->rows; at += DLLM_HEAD_ROWS) {
-        const int32_t n = (int32_t)(s->rows - at < DLLM_HEAD_ROWS ? s->rows - at : DLLM_HEAD_ROWS);
-        for (int32_t i = 0; i < n; i++) {
-            const dllm_sequence *q = sequence_of(s, at + i);
-            s->candidates[i] = speaker(s, q, (int32_t)(at + i) - q->first, shifted);
-        }
-        dllm_head(s, (dllm_rows){ .idx = s->candidates, .n = n });
-        for (int32_t i = 0; i < n; i++) put_row(out, at + i, dllm_logits_row(s, i));
-    }
-    s->n_candidates = 0;
-    dllm_finish(s);
-    return dllm_check_device(s);
+    return row - (shifted && s->model->config.shift_logits && row > s->sequences[b].first);
 }
 
 int dllm_session_nll(dllm_session *s, const int32_t *rows, const int32_t *targets, int64_t n, float *out)
@@ -278,12 +245,11 @@ int dllm_session_nll(dllm_session *s, const int32_t *rows, const int32_t *target
                 "target id %d is outside the vocabulary of %d", targets[i], s->model->config.vocab);
     }
     TRY(dllm_need_logits(s));
-    TRY(pass(s));
+    TRY(dllm_pass(s));
     for (int64_t at = 0; at < n; at += DLLM_HEAD_ROWS) {
         const int32_t m = (int32_t)(n - at < DLLM_HEAD_ROWS ? n - at : DLLM_HEAD_ROWS);
         for (int32_t i = 0; i < m; i++) {
-            const dllm_sequence *q = sequence_of(s, rows[at + i]);
-            s->candidates[i] = speaker(s, q, rows[at + i] - q->first, true);
+            s->candidates[i] = dllm_speaker(s, rows[at + i], true);
             s->token[i] = targets[at + i];
         }
         dllm_head(s, (dllm_rows){ .idx = s->candidates, .n = m });
@@ -304,7 +270,7 @@ int dllm_session_hidden(dllm_session *s, void *out, size_t bytes)
     FAIL_IF(bytes != need, DLLM_E_VALUE, "room for %zu bytes, the hidden states take %zu", bytes, need);
     FAIL_IF(s->branches > 1, DLLM_E_VALUE, "hidden states under guidance: two passes, ask without cfg_scale");
     s->hidden = out;
-    const int status = pass(s);
+    const int status = dllm_pass(s);
     if (status >= 0) dllm_finish(s);
     s->hidden = NULL;
     return status;

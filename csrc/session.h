@@ -31,6 +31,9 @@ int64_t dllm_first_slot(const dllm_session *s, int sequence); /* row of keys and
 bool dllm_keeps(const dllm_session *s);         /* does anything outlive a pass? */
 bool dllm_decodes_fused(const dllm_session *s); /* do tokens come straight from the head, without logits? */
 double dllm_seconds(void);                      /* monotonic */
+/* An uncached pass over the current ids that wants every row; then: the packed row whose logits are that row's. */
+int dllm_pass(dllm_session *s);
+int32_t dllm_speaker(const dllm_session *s, int32_t row, bool shifted);
 void dllm_rope_row(float *cos_row, float *sin_row, int32_t position, int32_t head_dim, float theta);
 
 /* memory.c: what a session holds, where, and how it goes from here to there */

@@ -34,7 +34,8 @@ class Model:
     def from_tensors(
         config: str, tensors: Mapping[str, Any], *, dtype: str = "auto", device: str = "auto", threads: int = 0
     ) -> Model:
-        """config: the text of config.json. tensors: official names to DLPack tensors or NumPy arrays; kept, not copied."""
+        """config: the text of config.json. tensors: official names to DLPack tensors or NumPy arrays; kept, not copied. On a GPU
+        those that lie there; those of the host's memory are copied, not kept, and others refused."""
     config: dict[str, Any]  # fields of dllm_config by name; family is "llada" or "dream", dtype a name
     dtype: str  # of the activations: "float32", "bfloat16", "float16"
     weights: str  # dtype of the matrices: as above, or "int8"
@@ -101,7 +102,8 @@ class Session:
     def step(self) -> int:
         """Sequences still unfinished."""
     def forward(self) -> None: ...
-    def decide(self, logits: NDArray[np.float32] | None = None) -> int: ...
+    def decide(self, logits: Any = None) -> int:
+        """logits: float32 [rows, vocab], an array or a tensor on the GPU of the session."""
     def tokens(self) -> NDArray[np.int32]: ...
     def set_tokens(self, ids: NDArray[np.int32]) -> None: ...
     def candidates(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
@@ -112,8 +114,19 @@ class Session:
         Under guidance a second set of layers follows."""
     def kept(self, sequence: int, layer: int, branch: int = 0) -> dict[str, NDArray[Any] | None]:
         """Copies of what a layer keeps of a sequence: k, v [slots, width], context, attn, ffn [rows, width]; None: not kept."""
-    def logits(self, *, shifted: bool = False, dtype: str = "float32") -> NDArray[Any]:
-        """[rows, vocab]; 16-bit dtypes come as uint16."""
+    def logits(
+        self,
+        *,
+        shifted: bool = False,
+        dtype: str = "float32",
+        like: Any = None,
+        cells: NDArray[np.int32] | None = None,
+        total: int = ...,
+    ) -> Any:
+        """[total, vocab]: packed row r in row cells[r], zeros elsewhere; without them [rows, vocab]. An array, where 16-bit dtypes
+        come as uint16; or, if like lies on the session's GPU, a tensor of like's framework there, complete for every stream."""
+    def holds(self, tensor: Any) -> bool:
+        """Does it lie on the GPU of the session?"""
     def nll(self, rows: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.float32]: ...
     def hidden(self) -> NDArray[Any]:
         """[layers + 1, rows, dim] in the model's dtype; 16-bit dtypes come as uint16."""

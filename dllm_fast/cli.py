@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what runs here; with MODEL, what it is made of")
     info.add_argument("model", nargs="?", metavar="MODEL", help="a checkpoint folder or hub id")
     info.add_argument("--ceilings", action="store_true", help="measure anew what the cores and the memory can do at best")
+    info.add_argument("--device", default="auto", help="where MODEL is to lie: auto, cpu, cuda, cuda:1")
     info.add_argument("--threads", type=int, help="for the ceilings; default: all")
     info.set_defaults(run=_info)
 
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=int, default=3, help="the fastest of so many runs counts")
     bench.add_argument("--dtype", default="auto")
     bench.add_argument("--weights", default="auto", help="int8: rounded while they load")
+    bench.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     bench.add_argument("--threads", type=int)
     bench.add_argument("--profile", action="store_true", help="also every stage of a step beside the ceilings of this machine")
     bench.add_argument("--out", metavar="FILE", help="also write FILE.md, FILE.json and, with matplotlib, FILE.png")
@@ -104,7 +106,7 @@ def _info(args: argparse.Namespace) -> int:
         backend, n = levels[-1], thread_count(args.threads)
         print(f"best:  {ceilings.measure(backend, n)} ({backend}, {n} threads; kept in {ceilings.store()})")
     if args.model:
-        _describe(load(args.model))
+        _describe(load(args.model, device=args.device))
     return 0
 
 
@@ -157,7 +159,9 @@ def _print_kernel(level: str, kernel: str, cases: list[dict], timing: bool) -> N
 def _bench(args: argparse.Namespace) -> int:
     from . import bench
 
-    model = load(args.model, dtype=args.dtype, threads=args.threads, weights=args.weights)
+    model = load(args.model, dtype=args.dtype, device=args.device, threads=args.threads, weights=args.weights)
+    if args.profile and model.backend == "cuda":
+        raise ValueError(f"--profile times stages on a CPU; {model.device} works on while the host goes on to the next stage")
     c, caches = model.config, list(CACHES) if args.cache == "all" else args.cache.split(",")
     random = np.random.default_rng(0)
     words = np.setdiff1d(np.arange(c["vocab"]), [c[name] for name in SPECIAL])

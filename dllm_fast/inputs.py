@@ -36,9 +36,9 @@ def is_tensor(obj: Any) -> bool:
     return hasattr(obj, "__dlpack__") and not isinstance(obj, np.ndarray)
 
 
-def give(array: np.ndarray, like: Any, dtype: str | None = None) -> Any:
-    """The array in like's framework, on like's device. dtype says what a uint16 array holds."""
-    if not is_tensor(like):
+def give(array: Any, like: Any, dtype: str | None = None) -> Any:
+    """The array in like's framework, on like's device; a tensor is there already. dtype says what a uint16 array holds."""
+    if not is_tensor(like) or is_tensor(array):
         return array
     tensor = _core.from_numpy(array, like, dtype)
     device = getattr(like, "device", None)
@@ -135,18 +135,25 @@ class Batch:
             packed = cells
         return self._cut(packed)
 
+    def logits(self, session: _core.Session, dtype: str = "float32", shifted: bool = False) -> Any:
+        """The session's logits in the caller's shape and framework; 0 at pads. If the caller's ids lie on the model's GPU, they are
+        computed there and stay."""
+        cells = None if self.dense else self.cells.astype(np.int32)
+        placed = session.logits(dtype=dtype, shifted=shifted, like=self.like, cells=cells, total=self.starts[-1])
+        return self.give(self._cut(placed), dtype)
+
     def sequences(self, packed: np.ndarray) -> Any:
         """Packed ids as the caller's sequences, pads as they came; int64, in the caller's framework."""
         ids = self.ids.copy()
         ids[self.cells] = packed
         return self.give(self._cut(ids))
 
-    def _cut(self, cells: np.ndarray) -> Placed:
+    def _cut(self, cells: Any) -> Any:
         if self.ragged:
             return [cells[a:b] for a, b in zip(self.starts, self.starts[1:], strict=False)]
         return cells.reshape(len(self), self.widths[0], *cells.shape[1:])
 
-    def give(self, placed: Placed, dtype: str | None = None) -> Any:
+    def give(self, placed: Any, dtype: str | None = None) -> Any:
         """Placed values in the caller's framework."""
         if isinstance(placed, list):
             return [give(p, self.like, dtype) for p in placed]
@@ -158,6 +165,15 @@ class Batch:
         if [len(r) for r in rows] != self.widths:
             raise ValueError(f"expected rows of length {self.widths}, got {[len(r) for r in rows]}")
         return np.concatenate(rows)[self.cells]
+
+    def packed_logits(self, session: _core.Session, given: Any) -> Any:
+        """The same for logits, float32. A batch without pads stays as it is, and on the session's GPU if it lies there."""
+        if not self.dense or self.ragged or getattr(given, "shape", ())[:2] != (len(self), self.widths[0]):
+            return self.collect(given, as_float32)
+        if not (session.holds(given) and "float32" in str(given.dtype)):
+            given = as_float32(given)
+        given = given.detach() if hasattr(given, "detach") else given
+        return given.reshape(len(self.cells), given.shape[2])
 
     def replace(self, given: Any, vocab: int) -> np.ndarray:
         """The caller changed the sequences: keeps them, and returns them packed."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import _core, live
-from .inputs import Batch, as_float32
+from .inputs import Batch
 from .model import Model
 from .noise import recorded, seeds
 
@@ -157,12 +157,10 @@ class Run:
 
     def _hooked_step(self, index: int) -> int:
         """A step on the logits of every position, which hooks may look at and change."""
-        packed = self.session.logits(shifted=True)
-        logits = self.batch.give(self.batch.place(packed))
+        logits = self.batch.logits(self.session, shifted=True)
         if self.logits_hook:
             logits = self.logits_hook(index, self.sequences(), logits)
-            packed = self.batch.collect(logits, as_float32)
-        unfinished = self.session.decide(packed)
+        unfinished = self.session.decide(self.batch.packed_logits(self.session, logits))
         if self.tokens_hook:
             self._keep(self.tokens_hook(index, self.sequences(), logits))
         return unfinished

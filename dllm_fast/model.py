@@ -72,7 +72,10 @@ class Model:
     def from_tensors(
         cls, config: str, tensors: Mapping[str, Any], dtype: str = "auto", device: str = "auto", threads: int | None = None
     ) -> "Model":
-        """config: the text of config.json. tensors: official parameter names to tensors or arrays: kept, and on a GPU copied."""
+        """config: the text of config.json. tensors: official parameter names to tensors or arrays: shared and kept, not copied.
+
+        device="cuda:1": tensors on that GPU are shared, those in the host's memory are copied to it; others are refused.
+        """
         device = cuda.resolve(device)
         return cls(_core.Model.from_tensors(config, tensors, dtype=dtype, device=device, threads=thread_count(threads)))
 
@@ -131,8 +134,7 @@ class Model:
             raise ValueError(f"row {empty} of {len(batch)} has no tokens: its attention_mask is all 0, or the sequence is empty")
         positions = batch.column_positions(self.config["family"], position_ids)
         session = _core.Session(self.core, {"answer_len": 0}, batch.prompts, positions=positions)
-        dtype = self.dtype if is_tensor(batch.like) else "float32"
-        logits = batch.give(batch.place(session.logits(dtype=dtype)), dtype)
+        logits = batch.logits(session, self.dtype if is_tensor(batch.like) else "float32")
         states = [batch.give(batch.place(h), self.dtype) for h in session.hidden()] if hidden else None
         return logits, states
 

@@ -4,7 +4,8 @@
  * kernels/check compares them. Conventions:
  *   - Kernels return void. A failure is recorded in the device (the first one stays) and reported by sync().
  *   - Every kernel accepts 0 rows and then touches nothing.
- *   - Kernels may run after the call returns, in the order of the calls; sync() waits for them. Matrices lie in memory of alloc(). What the
+ *   - Kernels may run after the call returns, in the order of the calls; sync() waits for them. Matrices lie in memory of alloc(); weights, and
+ *     logits of linear and copy, maybe in others' on the device, with gaps between rows and aligned to their numbers alone. What the
  *     host writes or reads, too, lies in memory of alloc_shared(): row numbers, ids, spans, columns, keys, noise, targets, and the results
  *     of cosine, importance, predict and nll. It must stay as it is until the kernels that read it have run.
  *   - Outputs do not overlap inputs unless the comment says "in place".

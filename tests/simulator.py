@@ -20,7 +20,12 @@ def load() -> None:
     """Opens the library that DLLM_FAST_CUDA_SIM names, or else the one that is built here."""
     from dllm_fast import _core
 
-    _core.load_cuda_sim(os.environ.get("DLLM_FAST_CUDA_SIM") or str(build()))
+    _core.load_cuda_sim(path())
+
+
+@functools.cache
+def path() -> str:
+    return os.environ.get("DLLM_FAST_CUDA_SIM") or str(build())
 
 
 def build() -> pathlib.Path:

@@ -11,6 +11,7 @@ import types
 
 import numpy as np
 import pytest
+import simulator
 from conftest import MODELS
 
 import dllm_fast
@@ -107,6 +108,24 @@ def test_bench_profile(remembered, tmp_path, capsys):
                 rates = [cost["flops"] / cost["seconds"] / 1e9, cost["bytes"] / cost["seconds"] / 1e9]
                 expected = [cost["seconds"] / 8 * 1e3, 100 * share, *rates, 100 * floor / cost["seconds"]]
                 np.testing.assert_allclose(cells, expected, rtol=0, atol=0.51)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(simulator.MISSING), reason=f"no GPU simulator: {simulator.MISSING}")
+def test_commands_take_a_device(tmp_path, capsys):
+    simulator.load()
+    gpu, out = ["--device", simulator.STRICT], tmp_path / "gpu"
+    small = ["--prompt-length", "6", "--gen-length", "4", "--block-length", "4", "--repeats", "1", "--dtype", "float32"]
+    assert cli.main(["bench", LLADA, "--cache", "dyllm", *small, *gpu, "--out", str(out)]) == 0
+    assert "float32 on cuda-sim:3 (cuda, 1 threads)" in capsys.readouterr().out
+    assert [row["cache"] for row in json.loads(out.with_suffix(".json").read_text())["rows"]] == ["uncached", "dyllm"]
+    assert cli.main(["info", LLADA, *gpu]) == 0 and "on cuda-sim:3" in capsys.readouterr().out
+    assert cli.main(["generate", LLADA, "5 6 7", "--ids", "--gen-length", "2", *gpu]) == 0 and capsys.readouterr().out.split()
+    assert cli.main(["bench", LLADA, *small, *gpu, "--profile"]) == 2
+    assert "--profile times stages on a CPU; cuda-sim:3 works on" in capsys.readouterr().err
+    for command in ("bench", "info"):
+        assert cli.main([command, LLADA, "--device", "cuda-sim:99"]) == 2
+        assert "the devices are cuda-sim:0 to cuda-sim:23" in capsys.readouterr().err
 
 
 def test_generate_without_a_model(capsys):

@@ -110,7 +110,7 @@ def test_another_library(tmp_path):
 @needs_compiler
 def test_a_plugin_of_another_version(tmp_path):
     [line] = ask(tmp_path, library(tmp_path / "libdllm_cuda.so", "-DDEVICES=1", "-DABI=99"))
-    assert "is a CUDA plug-in of another version: its table is number 99, this library reads 3" in line
+    assert "is a CUDA plug-in of another version: its table is number 99, this library reads 4" in line
 
 
 @needs_compiler

@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 import pytest
+from dlpack_structs import DELETER, Tensor, Versioned, capsule
 
 from dllm_fast._core import from_numpy, to_numpy
 
@@ -156,35 +157,6 @@ def test_what_is_no_capsule_is_refused():
 # ---- a producer made by hand, to say what no framework here says --------------------------------------------------------------
 
 
-class Tensor(ctypes.Structure):
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    ]
-
-
-DELETER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
-
-class Versioned(ctypes.Structure):
-    _fields_ = [
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("context", ctypes.c_void_p),
-        ("deleter", DELETER),
-        ("flags", ctypes.c_uint64),
-        ("tensor", Tensor),
-    ]
-
-
 class HandMade:
     """float32 numbers 0 to 11 as a 3 by 4 tensor in a versioned capsule; fields may be overridden. Counts its deletions."""
 
@@ -200,9 +172,7 @@ class HandMade:
 
     def __dlpack__(self, *, max_version=None):
         assert max_version[0] == 1
-        new = ctypes.pythonapi.PyCapsule_New
-        new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-        return new(ctypes.addressof(self.managed), b"dltensor_versioned", None)
+        return capsule(self.managed, b"dltensor_versioned")
 
 
 def test_missing_strides_mean_row_major_and_the_deleter_runs_once():

@@ -174,7 +174,8 @@ bool dllm_linear_blas(dllm_device *d, const dense_job &job)
     if (!suits(d, job)) return false;
     if (job.bias.data)
         launch(d, "linear", spread, (unsigned)job.in_rows.n, threads_for(job.out.cols), 0, job.out, job.out_rows, job.bias);
-    dllm_cuda_note(d, "linear", cudaSetDevice(d->index));
+    const current_gpu gpu(d->index);
+    dllm_cuda_note(d, "linear", gpu.error);
 #ifdef __CUDACC__
     note(d, "linear", multiply(d, job));
 #else

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-enum { DLLM_CUDA_ABI = 3 }; /* counts the changes to this table */
+enum { DLLM_CUDA_ABI = 4 }; /* counts the changes to this table */
 
 typedef struct {
     int abi; /* DLLM_CUDA_ABI of the plug-in; stays the first member */
@@ -22,6 +22,11 @@ typedef struct {
     /* Looks for cuBLAS: the copy that is loaded, the one at path (NULL: none), the system's; a simulator takes that at path alone. Devices
      * that are opened from then on may use it. 0, and "cuBLAS 13.1 (PLACE)" in out, or negative, and out says why there is none. */
     int (*library)(const char *path, char *out, size_t bytes);
+    /* The number of the GPU whose memory p is in; -1: memory that the host can read. */
+    int (*place)(const void *p);
+    /* What the stream `later` is asked from now on comes after what `earlier` was asked until now, both on that GPU; NULL: the default stream.
+     * 0 or negative. */
+    int (*order)(int device, void *later, void *earlier);
 } dllm_cuda;
 
 #define DLLM_CUDA_GET "dllm_cuda_get"

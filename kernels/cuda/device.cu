@@ -59,8 +59,30 @@ static const dllm_ops *ops(int device)
 
 static const char *last_error(void) { return why; }
 
+static int place(const void *p)
+{
+    cudaPointerAttributes about;
+    if (cudaPointerGetAttributes(&about, p) == cudaSuccess) return about.type == cudaMemoryTypeDevice ? about.device : -1;
+    cudaGetLastError(); /* an old driver knows nothing of memory that is not CUDA's */
+    return -1;
+}
+
+static int order(int device, void *later, void *earlier)
+{
+    const current_gpu gpu(device);
+    cudaEvent_t event = nullptr;
+    cudaError_t error = gpu.error;
+    if (!error) error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    if (!error) error = cudaEventRecord(event, (cudaStream_t)earlier);
+    if (!error) error = cudaStreamWaitEvent((cudaStream_t)later, event, 0);
+    if (event) cudaEventDestroy(event);
+    if (!error) return 0;
+    cudaGetLastError();
+    return fail(error);
+}
+
 extern "C" __attribute__((visibility("default"))) const dllm_cuda *dllm_cuda_get(void)
 {
-    static const dllm_cuda table = { DLLM_CUDA_ABI, device_count, device_info, ops, last_error, dllm_blas_find };
+    static const dllm_cuda table = { DLLM_CUDA_ABI, device_count, device_info, ops, last_error, dllm_blas_find, place, order };
     return &table;
 }

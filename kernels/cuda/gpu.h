@@ -162,10 +162,30 @@ __device__ inline bool last_to_come(uint32_t *counter, unsigned n, int *room)
 /* ---- launching ------------------------------------------------------------------------------------------------------------------- */
 void dllm_cuda_note(dllm_device *d, const char *what, cudaError_t error); /* remembers a failure, if it is the first */
 
+/* Which GPU is a thread's current one is also the business of others who use CUDA in it, so it becomes again what it was. */
+struct current_gpu {
+    int before = -1;
+    cudaError_t error;
+    explicit current_gpu(int index)
+    {
+        int now = -1;
+        error = cudaGetDevice(&now);
+        if (error || now == index) return;
+        before = now;
+        error = cudaSetDevice(index);
+    }
+    current_gpu(const current_gpu &) = delete;
+    ~current_gpu()
+    {
+        if (before >= 0) cudaSetDevice(before);
+    }
+};
+
 template <class... P, class... A>
 void launch(dllm_device *d, const char *name, void (*kernel)(P...), dim3 grid, int threads, size_t shared_bytes, A... args)
 {
-    dllm_cuda_note(d, name, cudaSetDevice(d->index));
+    const current_gpu gpu(d->index);
+    dllm_cuda_note(d, name, gpu.error);
     if (shared_bytes > 48 << 10)
         dllm_cuda_note(d, name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes));
 #ifdef __CUDACC__

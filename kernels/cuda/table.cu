@@ -29,8 +29,9 @@ static int sync_cuda(dllm_device *d)
 /* ---- streams ----------------------------------------------------------------------------------------------------------------------- */
 static int open_cuda(dllm_device *d)
 {
+    const current_gpu gpu(d->index);
     cudaStream_t stream = nullptr;
-    dllm_cuda_note(d, "opening the device", cudaSetDevice(d->index));
+    dllm_cuda_note(d, "opening the device", gpu.error);
     if (!d->failed) dllm_blas_open(d);
     if (!d->failed) dllm_cuda_note(d, "opening a stream", cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     cudaGetLastError();
@@ -47,8 +48,9 @@ static void close_cuda(dllm_device *d)
 /* ---- memory ------------------------------------------------------------------------------------------------------------------------ */
 static void *alloc_cuda(dllm_device *d, size_t bytes)
 {
+    const current_gpu gpu(d->index);
     void *p = nullptr;
-    if (cudaSetDevice(d->index) || cudaMalloc(&p, bytes ? bytes : 1)) {
+    if (gpu.error || cudaMalloc(&p, bytes ? bytes : 1)) {
         cudaGetLastError(); /* NULL says it */
         return nullptr;
     }
@@ -82,8 +84,9 @@ static void copy_out_cuda(dllm_device *d, void *to, const void *from, size_t byt
 /* Pinned and mapped: with unified addresses its pointer is good on both sides. */
 static void *alloc_shared_cuda(dllm_device *d, size_t bytes)
 {
+    const current_gpu gpu(d->index);
     void *p = nullptr;
-    if (cudaSetDevice(d->index) || cudaHostAlloc(&p, bytes ? bytes : 1, cudaHostAllocMapped | cudaHostAllocPortable)) {
+    if (gpu.error || cudaHostAlloc(&p, bytes ? bytes : 1, cudaHostAllocMapped | cudaHostAllocPortable)) {
         cudaGetLastError();
         return nullptr;
     }

@@ -1,25 +1,24 @@
-/* A session takes its memory when it opens: its steps allocate nothing. The linker sends every allocation of this program's own objects
+/* A session takes its memory when it opens: its steps allocate nothing. And any allocation of a model or a session that opens may fail:
+ * the message says so, and nothing is lost (the sanitizers count). The linker sends every allocation of this program's own objects
  * here (see the Makefile); what the system's libraries do for themselves, when a thread starts, is not ours. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "expect.h"
 
-static _Atomic long allocations;
+static _Atomic long allocations, refused; /* which one gets nothing; 0: none */
 
-#define COUNTED(type, name, arguments, values)                                                                                     \
+#define COUNTED(type, name, arguments, values, nothing)                                                                            \
     type __real_##name arguments;                                                                                                  \
     type __wrap_##name arguments;                                                                                                  \
-    type __wrap_##name arguments                                                                                                   \
-    {                                                                                                                              \
-        allocations++;                                                                                                             \
-        return __real_##name values;                                                                                               \
-    }
-COUNTED(void *, malloc, (size_t n), (n))
-COUNTED(void *, calloc, (size_t n, size_t size), (n, size))
-COUNTED(void *, realloc, (void *p, size_t n), (p, n))
-COUNTED(void *, aligned_alloc, (size_t alignment, size_t n), (alignment, n))
-COUNTED(int, posix_memalign, (void **p, size_t alignment, size_t n), (p, alignment, n))
+    type __wrap_##name arguments { return ++allocations == refused ? nothing : __real_##name values; }
+COUNTED(void *, malloc, (size_t n), (n), NULL)
+COUNTED(void *, calloc, (size_t n, size_t size), (n, size), NULL)
+COUNTED(void *, realloc, (void *p, size_t n), (p, n), NULL)
+COUNTED(void *, aligned_alloc, (size_t alignment, size_t n), (alignment, n), NULL)
+COUNTED(int, posix_memalign, (void **p, size_t alignment, size_t n), (p, alignment, n), ENOMEM)
 
 /* Opens with two prompts, then steps to the end. */
 static void run(dllm_model *m, const dllm_params *p, const char *where)
@@ -63,6 +62,66 @@ static void run_everything(dllm_model *m, const char *folder)
     }
 }
 
+/* ---- refusals ------------------------------------------------------------------------------------------------------------------ */
+typedef struct {
+    const char *folder;
+    dllm_checkpoint *files;
+    dllm_device *device;
+    dllm_model *model;
+} scene;
+
+static int read_files(scene *s)
+{
+    dllm_checkpoint *files;
+    const int status = dllm_checkpoint_open(&files, s->folder);
+    dllm_checkpoint_close(files);
+    return status;
+}
+
+static int open_model(scene *s)
+{
+    dllm_device *d;
+    dllm_model *m = NULL;
+    int status = dllm_device_open(&d, "cpu", 2);
+    if (status >= 0)
+        status = dllm_model_open(&m, d, dllm_checkpoint_config(s->files), dllm_checkpoint_weights(s->files), DLLM_BF16);
+    dllm_model_close(m);
+    dllm_device_close(d);
+    return status;
+}
+
+static int open_session(scene *s)
+{
+    const int32_t ids[] = { 5, 6, 7 };
+    const dllm_prompt prompt = { .ids = ids, .n = 3 };
+    dllm_params p;
+    dllm_session *session;
+    dllm_params_init(&p, dllm_model_config(s->model));
+    p.answer_len = p.steps = p.block_len = 8;
+    dllm_params_use(&p, "dllm-cache");
+    p.watch = true;
+    p.cfg_scale = 1;
+    const int status = dllm_session_open(&session, s->model, &p, &prompt, 1);
+    dllm_session_close(session);
+    return status;
+}
+
+/* Without the first allocation, then without the second, ... until all are there. */
+static void refuse_each(scene *s, int (*something)(scene *s), const char *what)
+{
+    char where[600];
+    int status = -1;
+    for (long n = 1; status < 0 && n < 10000; n++) {
+        snprintf(where, sizeof where, "%s, %s, without allocation %ld", s->folder, what, n);
+        const long before = allocations;
+        refused = before + n;
+        status = something(s);
+        if (allocations < before + n) expect(status >= 0 && n > 2, "goes well when nothing is refused", where);
+        else expect(status == DLLM_E_MEMORY && strstr(dllm_last_error(), "out of memory"), "says so", where);
+        refused = 0;
+    }
+}
+
 static void check_folder(const char *folder)
 {
     dllm_checkpoint *files = NULL;
@@ -72,6 +131,10 @@ static void check_folder(const char *folder)
                     dllm_model_open(&model, device, dllm_checkpoint_config(files), dllm_checkpoint_weights(files), DLLM_BF16) >= 0;
     expect(ok, "opens", folder);
     if (ok) run_everything(model, folder);
+    scene s = { folder, files, device, model };
+    if (ok) refuse_each(&s, read_files, "reading files");
+    if (ok) refuse_each(&s, open_model, "opening a model");
+    if (ok) refuse_each(&s, open_session, "opening a session");
     dllm_model_close(model);
     dllm_device_close(device);
     dllm_checkpoint_close(files);

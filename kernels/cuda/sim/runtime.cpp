@@ -1,22 +1,32 @@
 /* runtime.cpp: as much of the CUDA runtime as the plug-in calls. The machine has 24 simulated GPUs. Device i runs threads in order
  * i % 3 (first come first served, last come first served, any); those with i / 3 odd are strict: kernels and copies wait until the
  * host asks for what they do, and the host cannot touch device memory; i / 6 is the seed of the random order. The last six have
- * little memory. */
+ * little memory. What is held is counted, and any request for more can be made to fail: probe.h. */
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <vector>
 
 #include "order.h"
+#include "probe.h"
 
 namespace sim {
 enum { DEVICES = 24 };
 struct stream {
     int device;
-    std::vector<std::function<void()>> waiting;
+    std::deque<std::function<void()>> waiting;
+};
+/* Where a stream was when it was last recorded. */
+struct event {
+    struct mark {
+        stream *of; /* it is there as long as it has not passed */
+        bool passed;
+    };
+    std::shared_ptr<mark> at;
 };
 
 namespace {
@@ -28,7 +38,20 @@ struct piece {
     int device;
 };
 std::map<void *, piece> pieces; /* of device memory */
+std::map<void *, size_t> pinned;
+stream defaults[DEVICES]; /* the default stream of each, which does not wait for others */
+int streams, events;
+long until_refusal; /* requests until one is refused; 0: none will be */
 uint64_t launches;
+
+bool refused() { return until_refusal && --until_refusal == 0; }
+
+stream *actual(stream *s)
+{
+    if ((uintptr_t)s > 1) return s; /* 1 is another name of the default stream */
+    defaults[device].device = device;
+    return &defaults[device];
+}
 
 bool strict(int i) { return i / 3 % 2 == 1; }
 
@@ -66,20 +89,27 @@ void on_device(int on, const std::function<void()> &work)
     work();
 }
 
+void do_next(stream *s)
+{
+    const std::function<void()> work = std::move(s->waiting.front());
+    s->waiting.pop_front();
+    on_device(s->device, work);
+}
+
 /* What waits is done, and sees guarded memory meanwhile. */
 void finish(stream *s)
 {
     if (s->waiting.empty()) return;
     guard(PROT_READ | PROT_WRITE);
-    for (const auto &work : s->waiting) on_device(s->device, work);
+    while (!s->waiting.empty()) do_next(s);
     guard(PROT_NONE);
-    s->waiting.clear();
 }
 
 /* Everything is asked of a stream; a strict one is in no hurry. */
-void ask(stream *s, std::function<void()> work)
+void ask(stream *given, std::function<void()> work)
 {
     std::lock_guard<std::recursive_mutex> hold(lock);
+    stream *s = actual(given);
     if (strict(s->device)) s->waiting.push_back(std::move(work));
     else on_device(s->device, work);
 }
@@ -143,6 +173,8 @@ cudaError_t cudaSetDevice(int i)
     return cudaSuccess;
 }
 
+cudaError_t cudaGetDevice(int *i) { return *i = sim::device, cudaSuccess; }
+
 /* ---- memory ------------------------------------------------------------------------------------------------------------------------ */
 cudaError_t cudaMalloc(void **p, size_t bytes)
 {
@@ -150,7 +182,7 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
     *p = nullptr;
     if (!bytes) bytes = 1;
     const size_t memory = sim::memory_of(sim::device);
-    if (bytes > memory || sim::taken(sim::device) > memory - bytes) return failed(cudaErrorMemoryAllocation);
+    if (sim::refused() || bytes > memory || sim::taken(sim::device) > memory - bytes) return failed(cudaErrorMemoryAllocation);
     if (sim::strict(sim::device)) {
         void *m = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (m == MAP_FAILED) return failed(cudaErrorMemoryAllocation);
@@ -177,11 +209,30 @@ cudaError_t cudaFree(void *p)
 
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned)
 {
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
     *p = nullptr;
-    if (bytes > SIZE_MAX / 2 || posix_memalign(p, 256, bytes ? bytes : 1)) return failed(cudaErrorMemoryAllocation);
+    if (sim::refused() || bytes > SIZE_MAX / 2 || posix_memalign(p, 256, bytes ? bytes : 1))
+        return failed(cudaErrorMemoryAllocation);
+    sim::pinned[*p] = bytes ? bytes : 1;
     return cudaSuccess;
 }
-cudaError_t cudaFreeHost(void *p) { return free(p), cudaSuccess; }
+
+cudaError_t cudaFreeHost(void *p)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    if (p && !sim::pinned.erase(p)) return failed(cudaErrorInvalidValue);
+    return free(p), cudaSuccess;
+}
+
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *about, const void *p)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    const auto after = sim::pieces.upper_bound((void *)p);
+    const auto found = after == sim::pieces.begin() ? sim::pieces.end() : std::prev(after);
+    const bool inside = found != sim::pieces.end() && (const char *)p < (const char *)found->first + found->second.bytes;
+    *about = { inside ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered, inside ? found->second.device : -1 };
+    return cudaSuccess;
+}
 
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s)
 {
@@ -196,20 +247,79 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 /* ---- streams ----------------------------------------------------------------------------------------------------------------------- */
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 {
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    if (sim::refused()) return failed(cudaErrorMemoryAllocation);
     *s = new sim::stream{ sim::device, {} };
+    sim::streams++;
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
     std::lock_guard<std::recursive_mutex> hold(sim::lock);
-    sim::finish(s);
+    sim::finish(sim::actual(s));
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t s)
 {
     cudaStreamSynchronize(s);
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
     delete s;
+    sim::streams--;
     return cudaSuccess;
+}
+
+/* ---- events ------------------------------------------------------------------------------------------------------------------------ */
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    if (sim::refused()) return failed(cudaErrorMemoryAllocation);
+    *e = new sim::event;
+    sim::events++;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
+{
+    const auto mark = e->at = std::make_shared<sim::event::mark>(sim::event::mark{ sim::actual(s), false });
+    return sim::ask(s, [=] { mark->passed = true; }), cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned)
+{
+    const auto mark = e->at;
+    const auto wait = [=] {
+        while (mark && !mark->passed) sim::do_next(mark->of);
+    };
+    return sim::ask(s, wait), cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t e)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    delete e;
+    sim::events--;
+    return cudaSuccess;
+}
+
+/* ---- what tests ask ---------------------------------------------------------------------------------------------------------------- */
+void dllm_sim_held(dllm_sim_count *out)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    *out = { 0, 0, sim::streams, sim::events };
+    for (int i = 0; i < sim::DEVICES; i++) out->device_bytes += sim::taken(i);
+    for (const auto &p : sim::pinned) out->shared_bytes += p.second;
+}
+
+void dllm_sim_refuse(long n)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    sim::until_refusal = n;
+}
+
+long dllm_sim_until_refusal(void)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    return sim::until_refusal;
 }

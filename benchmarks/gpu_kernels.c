@@ -208,6 +208,31 @@ static void bench_predict(bench *b, int32_t rows)
     release(b);
 }
 
+static void run_head(bench *b)
+{
+    b->d->ops->head_predict(b->d, b->ids, b->numbers, b->numbers + b->rows, b->x, first(b->rows), b->w[b->call % b->copies],
+                            &b->how, b->keys);
+}
+
+/* What linear and predict do together, without logits in memory. */
+static void bench_head(bench *b, int32_t rows)
+{
+    const int64_t vocab = VOCAB / b->shrink, columns = DIM / b->shrink;
+    b->rows = rows;
+    b->x = matrix(b, rows, columns, DLLM_BF16);
+    b->w[b->copies++] = matrix(b, vocab, columns, DLLM_BF16);
+    b->bytes = 2.0 * (double)columns * ((double)vocab + rows);
+    b->operations = 2.0 * rows * (double)vocab * (double)columns;
+    b->how = (dllm_sampling){ .score = DLLM_SCORE_PROB, .top_p = 1, .gumbel = true };
+    for (int drawn = 0; drawn < 2; drawn++) {
+        b->how.temperature = (float)drawn;
+        snprintf(b->name, sizeof b->name, "%d rows by %lld x %lld %s", (int)rows, (long long)vocab, (long long)columns,
+                 drawn ? "drawn" : "greedy");
+        measure(b, "head_predict", run_head);
+    }
+    release(b);
+}
+
 static void take_scratch(bench *b)
 {
     const dllm_config c = {
@@ -246,5 +271,6 @@ int main(int argc, char **argv)
     bench_rows(&b, 32, DIM);
     bench_rows(&b, 4096, FFN);
     bench_predict(&b, 32);
+    for (int32_t n = 8; n <= 64; n *= 2) bench_head(&b, n);
     return 0;
 }

@@ -1,5 +1,6 @@
 /* Cases of the kernels that read logits: predict, head_predict and nll. */
 #include <math.h>
+#include <string.h>
 
 #include "../../csrc/rng.h"
 #include "../int8.h"
@@ -280,8 +281,70 @@ static void head_case(dllm_checker *k, const head_shape *s, const way *w, dllm_t
     dllm_trial_end(&t);
 }
 
+/* The bits are those of linear and predict on the same table: numbers whose sums have an order, and inputs long enough to be cut. What is
+ * compared with the twin is whether they are. */
+enum { BOTH_FUSED = SAMPLE_TOKEN, BOTH_APART, BOTH_SAME, BOTH_LOGITS = HEAD_SCALE }; /* the others as above */
+static const head_shape both_shapes[] = { { 70, 520, 333, 0, false }, { 5, 1100, 130, 3, true } };
+
+static bool same_bits(const dllm_trial *t, void *const *at, int32_t i)
+{
+    for (int k = 0; k < 3; k++) {
+        const size_t place = (size_t)(k * t->rows + i) * sizeof(float);
+        if (memcmp((char *)at[BOTH_FUSED] + place, (char *)at[BOTH_APART] + place, sizeof(float))) return false;
+    }
+    return true;
+}
+
+static void run_both(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
+{
+    const dllm_mat x = dllm_trial_mat(t, HEAD_X, at, 0), w = dllm_trial_mat(t, HEAD_W, at, 0), none = { 0 };
+    const dllm_mat logits = dllm_trial_mat(t, BOTH_LOGITS, at, 0);
+    const dllm_rows rows = dllm_trial_rows(t, HEAD_X, at, first, n);
+    const dllm_key *keys = (const dllm_key *)at[SAMPLE_KEYS] + first;
+    int32_t *const fused = (int32_t *)at[BOTH_FUSED] + first, *const apart = (int32_t *)at[BOTH_APART] + first;
+    d->ops->head_predict(d, fused, (float *)fused + t->rows, (float *)fused + 2 * t->rows, x, rows, w, &t->how, keys);
+    d->ops->linear(d, logits, (dllm_rows){ .n = n }, x, rows, w, none);
+    d->ops->predict(d, apart, (float *)apart + t->rows, (float *)apart + 2 * t->rows, logits, n, &t->how, keys, NULL, NULL);
+    const int status = d->ops->sync(d);
+    if (status < 0) d->failed = status; /* for the harness to find */
+    for (int32_t i = first; i < first + n; i++) ((int32_t *)at[BOTH_SAME])[i] = same_bits(t, at, i);
+}
+
+static void both_case(dllm_checker *k, const head_shape *s, const way *w, dllm_trial_kind x, dllm_trial_kind weights)
+{
+    dllm_trial t;
+    dllm_trial_begin(k, &t, "head_predict", s->n);
+    dllm_trial_name(&t, "n %d k %d vocab %d%s %s %s x %s, beside linear and predict", (int)s->n, (int)s->k, (int)s->vocab,
+                    s->gathered ? " gathered" : "", w->name, dllm_trial_kind_name(x), dllm_trial_kind_name(weights));
+    t.run = run_both;
+    t.act = (dllm_dtype)x;
+    t.config.dim = s->k;
+    t.config.vocab = s->vocab;
+    t.how = (dllm_sampling){
+        .score = w->score, .gumbel = w->gumbel, .argmax = w->argmax, .temperature = w->temperature, .top_p = w->top_p
+    };
+    dllm_trial_add(&t, TRIAL_IN, x, s->n + 3, s->k, s->k + s->gap);
+    dllm_trial_add_shared(&t, TRIAL_WORK, TRIAL_I32, 3, s->n);
+    dllm_trial_add_shared(&t, TRIAL_WORK, TRIAL_I32, 3, s->n);
+    dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_I32, s->n, 1);
+    dllm_trial_add_shared(&t, TRIAL_IN, TRIAL_KEY, s->n + 1, 1);
+    dllm_trial_add(&t, TRIAL_IN, weights, s->vocab, s->k, s->k + s->gap);
+    dllm_trial_add(&t, TRIAL_WORK, TRIAL_F32, s->n, s->vocab, 0);
+    if (s->gathered) dllm_trial_gather(&t, HEAD_X);
+    dllm_trial_fill(&t, HEAD_X, 1);
+    dllm_trial_fill(&t, HEAD_W, 3 / sqrt(s->k));
+    fill_keys(&t);
+    choose_head_tokens(&t, w, s, true);
+    dllm_trial_end(&t);
+}
+
 void dllm_check_head_predict(dllm_checker *k)
 {
+    for (int j = 0; j < N_WAYS; j++) {
+        if (ways[j].recorded || ways[j].top_p < 1 || ways[j].top_k > 0) continue;
+        both_case(k, &both_shapes[j % 2], &ways[j], TRIAL_BF16, TRIAL_BF16);
+        both_case(k, &both_shapes[(j + 1) % 2], &ways[j], dllm_trial_floats[j % 3], dllm_trial_floats[j % 2 ? j % 3 : 0]);
+    }
     for (int i = 0; i < (dllm_trial_timing(k) ? N_HEAD_SHAPES : N_HEAD_SHAPES - 1); i++) {
         for (int j = 0; j < N_WAYS * 9; j++) {
             const way *w = &ways[j / 9];

@@ -1,9 +1,9 @@
 /* Matrix product with weights as PyTorch stores them, y = x * Wt + b, for any dtypes: tiles of float32 and plain multiply-adds, each sum
  * in the order of its columns. Products of two 16-bit matrices of one dtype go to the tensor cores (dense_mma.cu), those of many rows to
  * a library, if there is one (blas.cu). */
-#include "dense.h"
+#include "panel.h"
 
-enum { ROWS = 32, FEATURES = 64, DEPTH = 16, THREADS = 128, PAD = 1 };
+enum { ROWS = 32, FEATURES = PANEL, DEPTH = 16, THREADS = 128, PAD = 1 };
 
 struct tiles {
     float x[DEPTH][ROWS + PAD], w[DEPTH][FEATURES + PAD];
@@ -23,12 +23,10 @@ __device__ static void load_tiles(tiles *t, const dense_job &job, int32_t first_
     }
 }
 
-/* A thread sums four rows by four features. */
-static __global__ void __launch_bounds__(THREADS) multiply(dense_job job)
+/* A thread sums four rows by four features, and calls f(row, feature, sum) with the numbers of both in the block. */
+template <class F> __device__ static void sum_up(tiles *t, const dense_job &job, int32_t first_row, int64_t first_feature, F f)
 {
-    DLLM_SHARED(tiles, t);
-    const int64_t first_feature = (int64_t)blockIdx.x * FEATURES;
-    const int32_t first_row = (int32_t)blockIdx.y * ROWS, r0 = (int32_t)threadIdx.x / 16 * 4, f0 = (int32_t)threadIdx.x % 16;
+    const int32_t r0 = (int32_t)threadIdx.x / 16 * 4, f0 = (int32_t)threadIdx.x % 16;
     float sum[4][4] = {};
     for (int64_t k = 0; k < job.w.cols; k += DEPTH) {
         load_tiles(t, job, first_row, first_feature, k);
@@ -40,14 +38,45 @@ static __global__ void __launch_bounds__(THREADS) multiply(dense_job job)
         __syncthreads();
     }
 #pragma unroll
-    for (int r = 0; r < 4; r++) {
-        const int32_t row = first_row + r0 + r;
-        if (row >= job.in_rows.n) break;
-#pragma unroll
-        for (int f = 0; f < 4; f++) {
-            if (first_feature + f0 + 16 * f < job.w.rows) finish(job, row, first_feature + f0 + 16 * f, sum[r][f]);
-        }
-    }
+    for (int i = 0; i < 16; i++) f(r0 + i / 4, f0 + 16 * (i % 4), sum[i / 4][i % 4]);
+}
+
+static __global__ void __launch_bounds__(THREADS) multiply(dense_job job)
+{
+    DLLM_SHARED(tiles, t);
+    const int64_t first_feature = (int64_t)blockIdx.x * FEATURES;
+    const int32_t first_row = (int32_t)blockIdx.y * ROWS;
+    sum_up(t, job, first_row, first_feature, [&](int32_t row, int32_t feature, float sum) {
+        if (first_row + row < job.in_rows.n && first_feature + feature < job.w.rows)
+            finish(job, first_row + row, first_feature + feature, sum);
+    });
+}
+
+/* The same, but what a panel of the head sums up is read at once. */
+union head_tiles {
+    tiles product;
+    float logits[ROWS * LINE];
+};
+
+static __global__ void __launch_bounds__(THREADS) head_any(dense_job job, reading r)
+{
+    DLLM_SHARED(head_tiles, t);
+    const int64_t first_feature = (int64_t)blockIdx.x * FEATURES;
+    const int32_t first_row = (int32_t)blockIdx.y * ROWS;
+    sum_up(&t->product, job, first_row, first_feature,
+           [&](int32_t row, int32_t feature, float sum) { t->logits[row * LINE + feature] = sum; });
+    __syncthreads();
+    read_tile(r, t->logits, ROWS, first_feature, first_row, job.in_rows.n);
+}
+
+static dim3 grid_of(const dense_job &job)
+{
+    return dim3((unsigned)((job.w.rows + FEATURES - 1) / FEATURES), (unsigned)(job.in_rows.n + ROWS - 1) / ROWS);
+}
+
+void dllm_head_any(dllm_device *d, const dense_job &job, const reading &r)
+{
+    launch(d, "head_predict", head_any, grid_of(job), THREADS, sizeof(head_tiles), job, r);
 }
 
 void dllm_linear_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias)
@@ -59,6 +88,5 @@ void dllm_linear_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat
         dllm_linear_mma(d, job);
         return;
     }
-    const dim3 grid((unsigned)((w.rows + FEATURES - 1) / FEATURES), (unsigned)(in_rows.n + ROWS - 1) / ROWS);
-    launch(d, "linear", multiply, grid, THREADS, sizeof(tiles), job);
+    launch(d, "linear", multiply, grid_of(job), THREADS, sizeof(tiles), job);
 }

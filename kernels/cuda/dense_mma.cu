@@ -4,10 +4,10 @@
  * The columns are cut into slices, whose sums are added in the order of the slices. How many there are follows from the weights' shape
  * alone, so a row gets the same bits whether every slice has a block of its own (few rows: all of the GPU must read) or one block
  * takes all of them (many rows). */
-#include "dense.h"
 #include "mma.h"
+#include "panel.h"
 
-enum { DEPTH = 64, PIECES = DEPTH / 8, FEW_ROWS = 64, FEATURES = 64, BLOCKS = 384, SHORTEST = 256 };
+enum { DEPTH = 64, PIECES = DEPTH / 8, FEW_ROWS = 64, FEATURES = PANEL, BLOCKS = 384, SHORTEST = 256 };
 
 struct slicing {
     int n;                 /* slices */
@@ -36,6 +36,9 @@ template <int WF, int WR, int MT, int NT, int STAGES> struct layout {
     uint16_t w[STAGES][F * DEPTH], x[STAGES][R * DEPTH];
     const uint16_t *rows[R];
     int last;
+
+    __device__ static int first_feature_of_warp() { return (int)threadIdx.x / 32 % WF * MT * 16; }
+    __device__ static int first_row_of_warp() { return (int)threadIdx.x / 32 / WF * NT * 8; }
 };
 
 template <class L> __device__ static void find_rows(L *s, const dense_job &job, int32_t first_row)
@@ -121,6 +124,29 @@ __device__ static void add_slices(L *s, const dense_job &job, int64_t first_feat
     }
 }
 
+/* Sums tiles [begin, end) of columns, slice by slice, for this warp's features and rows. */
+template <dllm_dtype T, class L, int MT, int NT>
+__device__ static void sum_tiles(float (&total)[MT][NT][4], L *s, const dense_job &job, const slicing &cut, int32_t first_row,
+                                 int64_t first_feature, int64_t begin, int64_t end)
+{
+    const int f0 = L::first_feature_of_warp(), r0 = L::first_row_of_warp();
+    float sum[MT][NT][4] = {};
+    find_rows(s, job, first_row);
+    for (int64_t t = begin; t < begin + L::N_STAGES - 1; t++) {
+        if (t < end) fetch_tile(s, job, first_feature, t);
+        close_group();
+    }
+    for (int64_t t = begin; t < end; t++) {
+        wait_groups<L::N_STAGES - 2>();
+        __syncthreads();
+        if (t + L::N_STAGES - 1 < end) fetch_tile(s, job, first_feature, t + L::N_STAGES - 1);
+        close_group();
+        multiply_tile<T, MT, NT>(sum, s->w[t % L::N_STAGES], s->x[t % L::N_STAGES], f0, r0);
+        if ((t + 1) % cut.of_one == 0 || t + 1 == end) fold(total, sum);
+    }
+    wait_groups<0>();
+}
+
 /* Block (features, rows, slice or all slices) */
 template <dllm_dtype T, int WF, int WR, int MT, int NT, int STAGES>
 static __global__ void __launch_bounds__(WF * WR * 32, WF *WR > 4 ? 1 : 3)
@@ -128,25 +154,12 @@ static __global__ void __launch_bounds__(WF * WR * 32, WF *WR > 4 ? 1 : 3)
 {
     typedef layout<WF, WR, MT, NT, STAGES> L;
     DLLM_SHARED(L, s);
-    const int warp = (int)threadIdx.x / 32, f0 = warp % WF * MT * 16, r0 = warp / WF * NT * 8;
     const int64_t first_feature = (int64_t)blockIdx.x * L::F, begin = gridDim.z > 1 ? blockIdx.z * cut.of_one : 0;
     const int64_t end = gridDim.z > 1 && begin + cut.of_one < cut.tiles ? begin + cut.of_one : cut.tiles;
-    const int32_t first_row = (int32_t)blockIdx.y * L::R;
-    float sum[MT][NT][4] = {}, total[MT][NT][4] = {};
-    find_rows(s, job, first_row);
-    for (int64_t t = begin; t < begin + STAGES - 1; t++) {
-        if (t < end) fetch_tile(s, job, first_feature, t);
-        close_group();
-    }
-    for (int64_t t = begin; t < end; t++) {
-        wait_groups<STAGES - 2>();
-        __syncthreads();
-        if (t + STAGES - 1 < end) fetch_tile(s, job, first_feature, t + STAGES - 1);
-        close_group();
-        multiply_tile<T, MT, NT>(sum, s->w[t % STAGES], s->x[t % STAGES], f0, r0);
-        if ((t + 1) % cut.of_one == 0 || t + 1 == end) fold(total, sum);
-    }
-    wait_groups<0>();
+    const int32_t first_row = (int32_t)blockIdx.y * L::R, r0 = L::first_row_of_warp();
+    const int64_t f0 = L::first_feature_of_warp();
+    float total[MT][NT][4] = {};
+    sum_tiles<T>(total, s, job, cut, first_row, first_feature, begin, end);
     if (gridDim.z == 1) {
         each_sum(job, total, first_row + r0, first_feature + f0,
                  [&](int32_t row, int64_t feature, float x) { finish(job, row, feature, x); });
@@ -156,6 +169,22 @@ static __global__ void __launch_bounds__(WF * WR * 32, WF *WR > 4 ? 1 : 3)
     each_sum(job, total, first_row + r0, first_feature + f0,
              [&](int32_t row, int64_t feature, float x) { part[row * job.w.rows + feature] = x; });
     add_slices(s, job, first_feature, parts, counters + blockIdx.x);
+}
+
+/* A block takes a panel of the vocabulary for all rows of a round, and reads its logits where the weights lay. */
+template <dllm_dtype T, int NT> static __global__ void __launch_bounds__(128, 3) head_tile(dense_job job, slicing cut, reading r)
+{
+    typedef layout<4, 1, 1, NT, 4> L;
+    static_assert((int)L::F == (int)PANEL && sizeof(float) * L::R * LINE <= sizeof(L::w), "a tile of logits has no room");
+    DLLM_SHARED(L, s);
+    const int64_t first_feature = (int64_t)blockIdx.x * PANEL;
+    float total[1][NT][4] = {}, *logits = (float *)s->w;
+    sum_tiles<T>(total, s, job, cut, 0, first_feature, 0, cut.tiles);
+    __syncthreads();
+    each_sum(job, total, L::first_row_of_warp(), first_feature + L::first_feature_of_warp(),
+             [&](int32_t row, int64_t feature, float x) { logits[row * LINE + (feature - first_feature)] = x; });
+    __syncthreads();
+    read_tile(r, logits, L::R, first_feature, 0, job.in_rows.n);
 }
 
 template <dllm_dtype T, int WF, int WR, int MT, int NT, int STAGES>
@@ -184,4 +213,26 @@ void dllm_linear_mma(dllm_device *d, const dense_job &job)
 {
     if (job.x.dtype == DLLM_BF16) run_rows<DLLM_BF16>(d, job);
     else run_rows<DLLM_F16>(d, job);
+}
+
+/* The head's vocabulary gives blocks enough without slices of their own. */
+template <dllm_dtype T, int NT> static void run_head(dllm_device *d, const dense_job &job, const reading &r)
+{
+    const unsigned panels = (unsigned)((job.w.rows + PANEL - 1) / PANEL);
+    launch(d, "head_predict", head_tile<T, NT>, panels, 128, sizeof(layout<4, 1, 1, NT, 4>), job, slice(job.w.rows, job.w.cols), r);
+}
+
+template <dllm_dtype T> static void run_head_rows(dllm_device *d, const dense_job &job, const reading &r)
+{
+    const int32_t n = job.in_rows.n;
+    if (n <= 8) run_head<T, 1>(d, job, r);
+    else if (n <= 16) run_head<T, 2>(d, job, r);
+    else if (n <= 32) run_head<T, 4>(d, job, r);
+    else run_head<T, 8>(d, job, r);
+}
+
+void dllm_head_tile(dllm_device *d, const dense_job &job, const reading &r)
+{
+    if (job.x.dtype == DLLM_BF16) run_head_rows<DLLM_BF16>(d, job, r);
+    else run_head_rows<DLLM_F16>(d, job, r);
 }

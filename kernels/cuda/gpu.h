@@ -227,5 +227,7 @@ void dllm_attend_delta_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dl
                             int n_spans, int32_t heads, int32_t kv_heads);
 void dllm_predict_cuda(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n,
                        const dllm_sampling *how, const dllm_key *keys, const void *noise, const int32_t *noise_rows);
+void dllm_head_predict_cuda(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat x, dllm_rows rows, dllm_mat w,
+                            const dllm_sampling *how, const dllm_key *keys);
 void dllm_nll_cuda(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n);
 #endif

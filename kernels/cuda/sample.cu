@@ -1,12 +1,12 @@
-/* From logits to tokens: a block a row, which lies in the second-level cache after the first pass over it. Order of the official loops:
- * bans, temperature, top-p, top-k, draw, score. Sums of probabilities that decide what is kept are integers: they have no order. */
-#include "../../csrc/rng.h"
-#include "gpu.h"
+/* From logits to tokens. Where a draw must see whole rows, because it leaves columns out or reads recorded numbers, a block goes through a
+ * row and puts what it made of it back. Then, or at once, panels of columns are read side by side, and what is left of them is joined,
+ * in an order that follows from their number alone. Order of the official loops: bans, temperature, top-p, top-k, draw, score. Sums
+ * of probabilities that decide what is kept are integers: they have no order. */
+#include "panel.h"
 
-struct predict_job {
+struct draw_job {
     dllm_mat logits;
     int32_t *token;
-    float *score, *prob;
     dllm_sampling how;
     const dllm_key *keys;
     const void *noise;
@@ -19,7 +19,7 @@ struct columns {
     void *room; /* of reductions */
 };
 
-enum { ROOM = 32 * 16, NOWHERE = INT_MAX, MOST_THREADS = 512 };
+enum { ROOM = 32 * 16, MOST_THREADS = 512 };
 
 /* Calls f(column, logit) for this thread's columns, in ascending order. */
 template <class F> __device__ inline void each(const columns &row, F f)
@@ -31,16 +31,6 @@ template <class F> __device__ inline void each(const columns &row, F f)
 }
 
 /* ---- what the block knows of a row ----------------------------------------------------------------------------------------------- */
-template <class T> struct candidate {
-    T value;
-    int32_t column;
-};
-
-template <class T> __device__ inline candidate<T> better(candidate<T> a, candidate<T> b)
-{
-    return b.value > a.value || (b.value == a.value && b.column < a.column) ? b : a;
-}
-
 template <class T> __device__ inline candidate<T> best_of(const columns &row, candidate<T> mine)
 {
     mine = block_reduce(mine, better<T>, (candidate<T> *)row.room);
@@ -66,73 +56,41 @@ __device__ static double sum_exp(const columns &row, float highest)
 
 __device__ static float probability(float z, float highest, double total) { return (float)((double)expf(z - highest) / total); }
 
-struct two {
-    float first, second;
-};
-
-__device__ inline two highest_two(two a, two b)
-{
-    return two{ fmaxf(a.first, b.first), fmaxf(fminf(a.first, b.first), fmaxf(a.second, b.second)) };
-}
-
-__device__ static float margin(const columns &row, float highest, double total)
-{
-    two mine = { -INFINITY, -INFINITY };
-    each(row, [&](int32_t, float z) { mine = highest_two(mine, two{ z, -INFINITY }); });
-    mine = block_reduce(mine, highest_two, (two *)row.room);
-    return probability(mine.first, highest, total) - probability(mine.second, highest, total);
-}
-
-__device__ static float negative_entropy(const columns &row, float highest, double total)
-{
-    const float share = (float)(1 / total);
-    double sum = 0;
-    each(row, [&](int32_t, float z) {
-        const float p = expf(z - highest) * share;
-        if (p > 0) sum += (double)(p * logf(p));
-    });
-    return (float)block_reduce(sum, sum_of<double>, (double *)row.room);
-}
-
 /* ---- draws ----------------------------------------------------------------------------------------------------------------------- */
-/* The random words of columns, for one that goes through them in order. */
-struct words {
-    dllm_key key;
-    int64_t block;
-    uint32_t w[4];
-};
+__device__ static double noisy(float z, double temperature, double u) { return (double)z - temperature * log(-log(u)); }
 
-__device__ inline const uint32_t *words_at(words *r, int64_t block)
-{
-    if (r->block != block) dllm_random(r->w, &r->key, DLLM_USE_TOKEN, (uint32_t)(r->block = block));
-    return r->w;
-}
-
-__device__ static double noisy(float z, int32_t j, double temperature, words *r, const double *noise)
-{
-    const uint32_t *w = noise ? nullptr : words_at(r, j / 2);
-    const double u = noise ? noise[j] : dllm_uniform_of(w[j % 2 * 2], w[j % 2 * 2 + 1]);
-    return (double)z - temperature * log(-log(u));
-}
-
-/* argmax of exp(z) / (-ln u)^T. -ln(-ln u) stays below 36.8 for every double u < 1, so next to the best logit's own number most columns
- * cannot win and need no random number. */
-__device__ static int32_t draw_gumbel(const columns &row, double temperature, words r, const double *noise)
+/* argmax of exp(z) / (-ln u)^T of recorded u. -ln(-ln u) stays below 36.8 for every double u < 1, so next to the best logit's own number
+ * most columns cannot win. */
+__device__ static int32_t draw_gumbel(const columns &row, double temperature, const double *noise)
 {
     const candidate<float> top = argmax(row);
-    const double floor = noisy(top.value, top.column, temperature, &r, noise) - temperature * 36.8;
+    const double floor = noisy(top.value, temperature, noise[top.column]) - temperature * 36.8;
     candidate<double> mine = { -INFINITY, NOWHERE };
     each(row, [&](int32_t j, float z) {
         if ((double)z < floor) return;
-        const double value = noisy(z, j, temperature, &r, noise);
+        const double value = noisy(z, temperature, noise[j]);
         if (value > mine.value) mine = { value, j };
     });
     return best_of(row, mine).column;
 }
 
+/* The random words of four columns, for one that goes through them in order. */
+struct words {
+    dllm_key key;
+    int32_t block;
+    uint32_t w[4];
+};
+
+__device__ inline uint32_t word_at(words *r, int32_t column)
+{
+    if (r->block != column / 4) dllm_random(r->w, &r->key, DLLM_USE_TOKEN, (uint32_t)(r->block = column / 4));
+    const uint32_t even = column & 2 ? r->w[2] : r->w[0], odd = column & 2 ? r->w[3] : r->w[1];
+    return column & 1 ? odd : even;
+}
+
 __device__ static float ratio(float z, int32_t j, float highest, words *r, const float *noise)
 {
-    return expf(z - highest) / (noise ? noise[j] : dllm_exponential_of(words_at(r, j / 4)[j % 4]));
+    return expf(z - highest) / (noise ? noise[j] : dllm_exponential_of(word_at(r, j)));
 }
 
 /* One sample of softmax(z): argmax of p / q, q ~ Exp(1). Our own q is at least 1.16e-10, e^-22.9. */
@@ -230,30 +188,30 @@ __device__ static void filter(const columns &row, const dllm_sampling &how)
 }
 
 /* ---- a row ----------------------------------------------------------------------------------------------------------------------- */
-__device__ static void forbid(const columns &row, const int32_t *some, int n)
+__device__ static void forbid(const columns &row, const int32_t (&some)[2], int n)
 {
-    const int i = (int)threadIdx.x; /* two may be the same column */
-    if (i < n && (i == 0 || some[i] != some[0])) row.z[some[i]] = -INFINITY;
+    if (threadIdx.x == 0 && n > 0) row.z[some[0]] = -INFINITY;
+    if (threadIdx.x == 0 && n > 1) row.z[some[1]] = -INFINITY;
     __syncthreads();
 }
 
-__device__ static int32_t draw(const columns &row, const dllm_sampling &how, const dllm_key *key, const void *noise)
+__device__ static int32_t draw_token(const columns &row, const dllm_sampling &how, const dllm_key *key, const void *noise)
 {
-    words r = {};
-    r.block = -1;
-    if (how.temperature > 0 && !how.argmax && !noise) r.key = *key;
-    if (how.gumbel)
-        return how.temperature > 0 ? draw_gumbel(row, (double)how.temperature, r, (const double *)noise) : argmax(row).column;
+    if (how.gumbel) return draw_gumbel(row, (double)how.temperature, (const double *)noise);
     if (how.temperature > 0) {
         for (int64_t j = threadIdx.x; j < row.n; j += blockDim.x) row.z[j] /= how.temperature;
         __syncthreads();
     }
-    if (how.top_p < 1 || (how.top_k > 0 && how.top_k < row.n)) filter(row, how);
+    if (dllm_filters(&how, row.n)) filter(row, how);
     const candidate<float> top = argmax(row);
-    return how.temperature > 0 && !how.argmax ? draw_categorical(row, top, r, (const float *)noise) : top.column;
+    if (how.temperature <= 0 || how.argmax) return top.column;
+    words r = {};
+    r.block = -1;
+    if (!noise) r.key = *key;
+    return draw_categorical(row, top, r, (const float *)noise);
 }
 
-static __global__ void __launch_bounds__(MOST_THREADS) predict(predict_job job)
+static __global__ void __launch_bounds__(MOST_THREADS) draw(draw_job job)
 {
     DLLM_SHARED(char, room);
     const int32_t i = (int32_t)blockIdx.x;
@@ -261,29 +219,141 @@ static __global__ void __launch_bounds__(MOST_THREADS) predict(predict_job job)
     const char *noise = (const char *)job.noise;
     if (noise) noise += (int64_t)job.noise_rows[i] * row.n * (job.how.gumbel ? 8 : 4);
     forbid(row, job.how.banned, job.how.n_banned);
-    const int32_t token = draw(row, job.how, &job.keys[i], noise);
-    forbid(row, job.how.unscored, job.how.n_unscored);
-    const float highest = argmax(row).value;
-    const double total = sum_exp(row, highest);
-    const float prob = probability(row.z[token], highest, total);
-    float score = prob;
-    if (job.how.score == DLLM_SCORE_MARGIN) score = margin(row, highest, total);
-    if (job.how.score == DLLM_SCORE_ENTROPY) score = negative_entropy(row, highest, total);
-    if (threadIdx.x) return;
-    if (job.how.score == DLLM_SCORE_RANDOM) score = dllm_uniform(&job.keys[i], DLLM_USE_REMASK);
-    job.token[i] = token;
-    job.prob[i] = prob;
-    job.score[i] = score;
+    const int32_t token = draw_token(row, job.how, &job.keys[i], noise);
+    if (threadIdx.x == 0) job.token[i] = token;
 }
 
 static int threads_for_logits(int64_t n) { return n > 8192 ? MOST_THREADS : 128; }
 
+/* ---- panels ---------------------------------------------------------------------------------------------------------------------- */
+enum { READERS = 128, SETTLERS = 256 };
+
+static __global__ void __launch_bounds__(READERS, 6) read_panels(dllm_mat logits, reading r)
+{
+    const int32_t row = (int32_t)blockIdx.y;
+    const int64_t panel = (int64_t)blockIdx.x * (READERS / QUAD) + threadIdx.x / QUAD;
+    const int64_t first = (panel < r.panels ? panel : r.panels - 1) * PANEL; /* lanes without a panel help with the last one */
+    float z[MINE];
+    load_panel(z, (const float *)dllm_at(logits, row) + first, r.vocab - first);
+    read_panel(r, z, (int32_t)first, row, panel < r.panels);
+}
+
+/* What several panels have in common: the greatest lot, the highest logits, and whose the highest is. */
+struct common {
+    double lot;
+    int32_t token;
+    float logit, highest, second;
+    int32_t panel;
+};
+
+__device__ inline common join_common(common a, common b)
+{
+    const bool drawn = b.lot > a.lot || (b.lot == a.lot && b.token < a.token);
+    const bool higher = b.highest > a.highest || (b.highest == a.highest && b.panel < a.panel);
+    const two top = highest_two(two{ a.highest, a.second }, two{ b.highest, b.second });
+    common c;
+    c.lot = drawn ? b.lot : a.lot;
+    c.token = drawn ? b.token : a.token;
+    c.logit = drawn ? b.logit : a.logit;
+    c.highest = top.first;
+    c.second = top.second;
+    c.panel = higher ? b.panel : a.panel;
+    return c;
+}
+
+/* Sums relative to the row's highest logit, which itself is not in them. */
+struct total {
+    double rest, slope;
+};
+
+__device__ inline total join_total(total a, total b) { return total{ a.rest + b.rest, a.slope + b.slope }; }
+
+__device__ static total total_of(const tally &t, float highest, bool has_highest)
+{
+    if (!(t.highest > -INFINITY)) return total{ 0, 0 };
+    const double apart = (double)t.highest - (double)highest, scale = exp(apart), all = 1 + (double)t.rest;
+    return total{ scale * (has_highest ? (double)t.rest : all), scale * ((double)t.slope + apart * all) };
+}
+
+/* log1p keeps what little a sure row leaves to the others. */
+static __global__ void __launch_bounds__(SETTLERS)
+    settle(reading r, int32_t *token, float *score, float *prob, const dllm_key *keys)
+{
+    DLLM_SHARED(char, room);
+    const tally *of_row = r.tallies + (int64_t)blockIdx.x * r.panels;
+    common c = { -INFINITY, NOWHERE, -INFINITY, -INFINITY, -INFINITY, NOWHERE };
+    for (int64_t i = threadIdx.x; i < r.panels; i += SETTLERS) {
+        const tally t = of_row[i];
+        c = join_common(c, common{ t.lot, t.token, t.logit, t.highest, t.second, (int32_t)i });
+    }
+    c = block_reduce(c, join_common, (common *)room);
+    total sums = { 0, 0 };
+    for (int64_t i = threadIdx.x; i < r.panels; i += SETTLERS)
+        sums = join_total(sums, total_of(of_row[i], c.highest, i == c.panel));
+    sums = block_reduce(sums, join_total, (total *)room);
+    if (threadIdx.x) return;
+    const int32_t row = (int32_t)blockIdx.x;
+    const double whole = 1 + sums.rest, highest = (double)c.highest;
+    float value = (float)(exp((double)c.logit - highest) / whole);
+    prob[row] = value;
+    if (r.how.score == DLLM_SCORE_MARGIN) value = (float)(1 / whole) - (float)(exp((double)c.second - highest) / whole);
+    if (r.how.score == DLLM_SCORE_ENTROPY) value = (float)(sums.slope / whole - log1p(sums.rest));
+    if (r.how.score == DLLM_SCORE_RANDOM) value = dllm_uniform(&keys[row], DLLM_USE_REMASK);
+    score[row] = value;
+    token[row] = c.token;
+}
+
+static size_t tallies_of(int64_t vocab) { return (size_t)ROUND * (size_t)((vocab + PANEL - 1) / PANEL) * sizeof(tally); }
+
+size_t dllm_reading_scratch(int64_t vocab)
+{
+    return SCRATCH_COUNTERS + tallies_of(vocab) + ROUND * (sizeof(dllm_key) + sizeof(int32_t));
+}
+
+/* Keys come over once: every panel reads them, and they lie in the host's memory. */
+reading dllm_reading_begin(dllm_device *d, int64_t vocab, int32_t n, const dllm_sampling *how, const dllm_key *keys)
+{
+    char *at = (char *)d->scratch + SCRATCH_COUNTERS;
+    dllm_key *near = (dllm_key *)(at + tallies_of(vocab));
+    const reading r = { *how, near, nullptr, (tally *)at, vocab, (vocab + PANEL - 1) / PANEL };
+    if (how->temperature > 0 && !how->argmax)
+        dllm_cuda_note(d, "random keys",
+                       cudaMemcpyAsync(near, keys, (size_t)n * sizeof *keys, cudaMemcpyHostToDevice, (cudaStream_t)d->stream));
+    return r;
+}
+
+void dllm_reading_settle(dllm_device *d, const reading &r, int32_t *token, float *score, float *prob, int32_t n,
+                         const dllm_key *keys)
+{
+    launch(d, "settle", settle, (unsigned)n, SETTLERS, ROOM, r, token, score, prob, keys);
+}
+
+/* A round of rows. */
+static void predict(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n, const dllm_sampling *how,
+                    const dllm_key *keys, const void *noise, const int32_t *noise_rows)
+{
+    reading r = dllm_reading_begin(d, logits.cols, n, how, keys);
+    if (dllm_filters(how, logits.cols) || (noise && how->temperature > 0 && !how->argmax)) {
+        int32_t *tokens = (int32_t *)(r.keys + ROUND);
+        const int threads = threads_for_logits(logits.cols);
+        const draw_job job = { logits, tokens, *how, r.keys, noise, noise_rows };
+        launch(d, "predict", draw, (unsigned)n, threads, ROOM + (size_t)threads * sizeof(uint32_t), job);
+        r.tokens = tokens;
+    }
+    const unsigned blocks = (unsigned)((r.panels + READERS / QUAD - 1) / (READERS / QUAD));
+    launch(d, "predict", read_panels, dim3(blocks, (unsigned)n), READERS, 0, logits, r);
+    dllm_reading_settle(d, r, token, score, prob, n, keys);
+}
+
 void dllm_predict_cuda(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n,
                        const dllm_sampling *how, const dllm_key *keys, const void *noise, const int32_t *noise_rows)
 {
-    const predict_job job = { logits, token, score, prob, *how, keys, noise, noise_rows };
-    const int threads = threads_for_logits(logits.cols);
-    if (n) launch(d, "predict", predict, (unsigned)n, threads, ROOM + (size_t)threads * sizeof(uint32_t), job);
+    for (int32_t at = 0; at < n; at += ROUND) {
+        dllm_mat some = logits;
+        some.data = dllm_at(logits, at);
+        predict(d, token + at, score + at, prob + at, some, n - at < ROUND ? n - at : ROUND, how, keys + at, noise,
+                noise_rows ? noise_rows + at : nullptr);
+    }
 }
 
 static __global__ void __launch_bounds__(MOST_THREADS) nll(float *out, dllm_mat logits, const int32_t *target)

@@ -3,7 +3,7 @@
 
 #include "attention.h"
 #include "cuda.h"
-#include "dense.h"
+#include "panel.h"
 
 /* ---- failures: the first one stays until sync() tells it -------------------------------------------------------------------------- */
 void dllm_cuda_note(dllm_device *d, const char *what, cudaError_t error)
@@ -102,7 +102,7 @@ static void free_shared_cuda(dllm_device *d, void *p)
 
 static size_t larger_size(size_t a, size_t b) { return a > b ? a : b; }
 
-/* Products and attention leave partial sums there, importance one row of keys; a library works there. */
+/* Products and attention leave partial sums there, predictions tallies, importance one row of keys; a library works there. */
 static size_t scratch_cuda(const dllm_device *d, const dllm_config *c, dllm_dtype, int64_t rows, int64_t keys)
 {
     const int64_t wide = (int64_t)c->heads * c->head_dim, narrow_cols = (int64_t)c->kv_heads * c->head_dim;
@@ -111,6 +111,7 @@ static size_t scratch_cuda(const dllm_device *d, const dllm_config *c, dllm_dtyp
     size_t most = SCRATCH_COUNTERS + (size_t)narrow_cols * sizeof(float);
     most = larger_size(most, dllm_attend_scratch(c->heads, c->head_dim, rows, keys));
     most = larger_size(most, dllm_blas_scratch(d, rows));
+    most = larger_size(most, dllm_reading_scratch(c->vocab));
     for (const auto &s : shapes) most = larger_size(most, dllm_linear_scratch(s[0], s[1]));
     return most;
 }
@@ -144,6 +145,6 @@ extern const dllm_ops dllm_ops_cuda = {
     dllm_guide_keep_cuda,
     dllm_guide_again_cuda,
     dllm_predict_cuda,
-    nullptr,
+    dllm_head_predict_cuda,
     dllm_nll_cuda,
 };

@@ -83,6 +83,8 @@ template <class T> T atomicAdd(T *p, T v)
     return old;
 }
 inline void __threadfence() {}
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline float __uint_as_float(unsigned u)
 {
     float x;

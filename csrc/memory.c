@@ -115,7 +115,7 @@ static void take_decoding(dllm_session *s)
 /* Row numbers of what one layer asks of kernels, at most: its packed sets, and spans with their columns, of exact and of delta attention. */
 static int64_t layer_room(const dllm_session *s)
 {
-    enum { SETS = 20, OF_A_SPAN = (sizeof(dllm_span) + sizeof(dllm_columns)) / sizeof(int32_t) };
+    enum { SETS = 12, OF_A_SPAN = (sizeof(dllm_span) + sizeof(dllm_columns)) / sizeof(int32_t) };
     return SETS * s->rows + 2 * OF_A_SPAN * s->n_sequences;
 }
 

@@ -10,7 +10,7 @@ dllm_rows dllm_from(dllm_rows rows, int32_t first)
 {
     int32_t gone = 0;
     while (gone < rows.n && dllm_row(rows, gone) < first) gone++;
-    return (dllm_rows){ .idx = rows.idx ? rows.idx + gone : NULL, .first = rows.first + gone, .n = rows.n - gone };
+    return dllm_part(rows, gone, rows.n - gone);
 }
 
 dllm_rows dllm_without(int32_t *space, dllm_rows all, dllm_rows some)
@@ -96,36 +96,16 @@ static dllm_rows set_of(const dllm_layer_rows *r, dllm_set which)
     }
 }
 
-/* Where row 0 of a sequence lies in a matrix: what layers keep comes first, then the rows that pass and are forgotten. */
-static int64_t kept_base(const dllm_session *s, int b, bool kept)
+/* Where slot 0 of a sequence lies in keys and values: what layers keep comes first, then the rows that pass and are forgotten. */
+int64_t dllm_first_slot(const dllm_session *s, int b)
 {
     const int64_t layers = s->model->config.layers;
-    return (kept ? (s->branch * layers + s->layer) * s->rows : 0) + s->sequences[b].first;
+    if (s->plans[b].store) return (s->branch * layers + s->layer) * s->kept_slots + s->sequences[b].slot;
+    return s->branches * layers * s->kept_slots + s->sequences[b].first;
 }
 
-static int64_t base_of(const dllm_session *s, int b, dllm_space space)
-{
-    const int64_t layers = s->model->config.layers;
-    const dllm_plan *p = &s->plans[b];
-    switch (space) {
-    case DLLM_IN_ROWS:
-        return s->sequences[b].first;
-    case DLLM_IN_CONTEXT:
-        return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_CONTEXT);
-    case DLLM_IN_ATTN:
-        return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_ATTN);
-    case DLLM_IN_FFN:
-        return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_FFN);
-    case DLLM_IN_SLOTS:
-        if (p->store) return (s->branch * layers + s->layer) * s->kept_slots + s->sequences[b].slot + p->slot_shift;
-        return s->branches * layers * s->kept_slots + s->sequences[b].first + p->slot_shift;
-    }
-    return 0;
-}
-
-int64_t dllm_first_slot(const dllm_session *s, int b) { return base_of(s, b, DLLM_IN_SLOTS) - s->plans[b].slot_shift; }
-
-dllm_rows dllm_pack(dllm_session *s, dllm_set which, dllm_space space)
+/* One set behind the other; where ranges touch, a range. */
+static dllm_rows pack(dllm_session *s, dllm_set which, bool slots)
 {
     int32_t *const out = dllm_room(s, 0);
     dllm_rows packed = { .idx = out };
@@ -133,12 +113,24 @@ dllm_rows dllm_pack(dllm_session *s, dllm_set which, dllm_space space)
     for (int b = 0; b < s->n_sequences; b++) {
         const dllm_rows set = set_of(&s->layer_rows[b], which);
         if (set.n == 0) continue;
-        const int32_t from = (int32_t)base_of(s, b, space);
+        const int32_t from = (int32_t)(slots ? dllm_first_slot(s, b) + s->plans[b].slot_shift : s->sequences[b].first);
         if (packed.n == 0) packed.first = from + set.first;
         touching &= !set.idx && from + set.first == packed.first + packed.n;
         for (int32_t i = 0; i < set.n; i++) out[packed.n++] = from + dllm_row(set, i);
     }
-    if (touching) packed.idx = NULL;
-    else dllm_room(s, packed.n);
+    if (touching) return dllm_range(packed.first, packed.n);
+    dllm_room(s, packed.n);
+    packed.first = 0;
+    return packed;
+}
+
+dllm_rows dllm_pack(dllm_session *s, dllm_set which) { return pack(s, which, false); }
+
+dllm_rows dllm_pack_slots(dllm_session *s, dllm_set which) { return pack(s, which, true); }
+
+dllm_rows dllm_kept_rows(const dllm_session *s, dllm_rows packed, unsigned output)
+{
+    const int64_t layer = s->branch * (int64_t)s->model->config.layers + s->layer;
+    if (s->strategy->keeps & output) packed.first += (int32_t)(layer * s->rows);
     return packed;
 }

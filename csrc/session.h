@@ -12,7 +12,7 @@ dllm_rows dllm_join(int32_t *space, dllm_rows a, dllm_rows b);
 /* Indices of the k highest scores, ascending, ties to the lowest; space: n floats. Returns how many. */
 int32_t dllm_highest(int32_t *out, const float *score, int32_t n, int32_t k, float *space);
 
-/* A layer's sets are kept per sequence; kernels get them packed, as rows of the matrix they address. */
+/* A layer's sets are kept per sequence; kernels get them packed: as rows of a batch, or as slots of keys and values. */
 typedef enum {
     DLLM_SET_NORM,
     DLLM_SET_V,
@@ -23,8 +23,10 @@ typedef enum {
     DLLM_SET_FFN,
     DLLM_SET_TRAVEL
 } dllm_set;
-typedef enum { DLLM_IN_ROWS, DLLM_IN_SLOTS, DLLM_IN_CONTEXT, DLLM_IN_ATTN, DLLM_IN_FFN } dllm_space;
-dllm_rows dllm_pack(dllm_session *s, dllm_set which, dllm_space space);
+dllm_rows dllm_pack(dllm_session *s, dllm_set which);
+dllm_rows dllm_pack_slots(dllm_session *s, dllm_set which);
+/* Packed rows in the pool of an output, one of DLLM_KEEP_*: what layers keep of it lies there, layer after layer. */
+dllm_rows dllm_kept_rows(const dllm_session *s, dllm_rows packed, unsigned output);
 int64_t dllm_first_slot(const dllm_session *s, int sequence); /* row of keys and values that is its slot 0 */
 
 /* session.c */

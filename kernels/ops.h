@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-/* A set of rows. idx NULL: first, first + 1, ... (no gather). */
+/* A set of rows: first + idx[0], first + idx[1], ... idx NULL: first, first + 1, ... (no gather). */
 typedef struct {
     const int32_t *idx;
     int32_t first, n;
@@ -183,7 +183,16 @@ DLLM_INLINE bool dllm_filters(const dllm_sampling *how, int64_t vocab)
 /* Is the device's memory the host's own? Then kernels are done when their calls return. */
 DLLM_INLINE bool dllm_is_host(const dllm_device *d) { return d->ops->alloc == d->ops->alloc_shared; }
 
-DLLM_INLINE int32_t dllm_row(dllm_rows r, int32_t i) { return r.idx ? r.idx[i] : r.first + i; }
+DLLM_INLINE int32_t dllm_row(dllm_rows r, int32_t i) { return r.first + (r.idx ? r.idx[i] : i); }
+
+/* n rows of the set, from the at-th on. */
+DLLM_INLINE dllm_rows dllm_part(dllm_rows r, int32_t at, int32_t n)
+{
+    if (r.idx) r.idx += at;
+    else r.first += at;
+    r.n = n;
+    return r;
+}
 #ifdef __cplusplus
 }
 #endif

@@ -30,6 +30,7 @@ static void drop_unread(dllm_session *s)
 {
     if (s->layer < s->model->config.layers - 1 || !s->strategy->keeps || s->chosen) return;
     for (int b = 0; b < s->n_sequences; b++) {
+        if (s->layer_rows[b].among.n) continue; /* of picked rows only the device knows which they are */
         const int32_t from = s->sequences[b].fixed - (s->model->config.shift_logits && s->sequences[b].fixed > 0);
         dllm_layer_rows *r = &s->layer_rows[b];
         dllm_rows *sets[] = { &r->exact, &r->delta, &r->out, &r->ffn, &r->travel };
@@ -56,6 +57,34 @@ static int spans(dllm_session *s, bool delta)
     return n;
 }
 
+/* Rows whose values turned join those that are recomputed anyway. The host goes on with their number. */
+static void pick_turned(dllm_session *s)
+{
+    dllm_pick *picks = dllm_room_for_picks(s, 2 * s->n_sequences);
+    int n = 0;
+    for (int32_t b = 0, at = 0, score = 0; b < s->n_sequences; b++) {
+        dllm_layer_rows *r = &s->layer_rows[b];
+        const int32_t first = s->sequences[b].first, known = r->k.n;
+        score += r->v.n;
+        picks[n++] = (dllm_pick){ .n = known, .take = known, .to = at, .add = first + r->k.first };
+        picks[n++] = (dllm_pick){ .first = score - r->among.n,
+                                  .n = r->among.n,
+                                  .lowest = true,
+                                  .take = r->turned,
+                                  .to = at + known,
+                                  .add = first + r->among.first };
+        r->k = r->exact = r->out = r->ffn = (dllm_rows){ .idx = s->picked + at, .first = -first, .n = known + r->turned };
+        at += r->k.n;
+    }
+    s->device.ops->pick(&s->device, s->picked, s->similarity, picks, n);
+    for (int32_t b = 0, score = 0; b < s->n_sequences; b++) {
+        const dllm_layer_rows *r = &s->layer_rows[b];
+        score += r->v.n;
+        dllm_watch_chosen(s, &s->sequences[b], dllm_part(r->k, r->k.n - r->turned, r->turned));
+        dllm_watch_seen(s, &s->sequences[b], r->among, s->similarity + score - r->among.n);
+    }
+}
+
 /* ---- the layer ----------------------------------------------------------------------------------------------------------------------- */
 /* Values straight into their slots; or, for methods that look at how far they moved, by way of new_values, which then holds that. */
 static void project_values(dllm_session *s, const dllm_layer *w)
@@ -71,14 +100,11 @@ static void project_values(dllm_session *s, const dllm_layer *w)
     }
     op->linear(d, s->new_values, packed, s->h, rows, w->v, w->v_bias);
     dllm_enter(s, DLLM_STAGE_CACHE);
-    if (s->strategy->after_values) {
+    bool choosing = false;
+    for (int b = 0; b < s->n_sequences; b++) choosing |= s->layer_rows[b].among.n > 0;
+    if (choosing) {
         op->cosine(d, s->similarity, s->new_values, packed, s->values, slots, 1e-16f);
-        dllm_wait(s);
-        for (int32_t b = 0, at = 0; b < s->n_sequences; b++) {
-            const int32_t n = s->layer_rows[b].v.n;
-            if (s->plans[b].rows.n) s->strategy->after_values(s, &s->sequences[b], &s->layer_rows[b], s->similarity + at);
-            at += n;
-        }
+        pick_turned(s);
     }
     op->replace(d, s->values, slots, s->new_values);
 }

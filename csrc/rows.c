@@ -1,7 +1,4 @@
 /* rows.c: row sets. A set that is a range stays one, so that kernels need no gather. */
-#include <math.h>
-#include <string.h>
-
 #include "session.h"
 
 dllm_rows dllm_range(int32_t first, int32_t n) { return (dllm_rows){ .first = first, .n = n }; }
@@ -36,43 +33,6 @@ dllm_rows dllm_join(int32_t *space, dllm_rows a, dllm_rows b)
     return both;
 }
 
-/* The k-th largest of n numbers, by quickselect; x is shuffled. */
-static float kth_largest(float *x, int32_t n, int32_t k)
-{
-    int32_t lo = 0, hi = n - 1;
-    while (lo < hi) {
-        const float pivot = x[lo + (hi - lo) / 2];
-        int32_t i = lo, j = hi;
-        while (i <= j) {
-            while (x[i] > pivot) i++;
-            while (x[j] < pivot) j--;
-            if (i <= j) {
-                const float t = x[i];
-                x[i++] = x[j];
-                x[j--] = t;
-            }
-        }
-        if (k - 1 <= j) hi = j;
-        else if (k - 1 >= i) lo = i;
-        else break;
-    }
-    return x[k - 1];
-}
-
-int32_t dllm_highest(int32_t *out, const float *score, int32_t n, int32_t k, float *space)
-{
-    if (k > n) k = n;
-    if (k <= 0) return 0;
-    memcpy(space, score, (size_t)n * sizeof *space);
-    const float limit = kth_largest(space, n, k);
-    int32_t ties = k, chosen = 0;
-    for (int32_t i = 0; i < n; i++) ties -= score[i] > limit;
-    for (int32_t i = 0; i < n; i++) {
-        if (score[i] > limit || (score[i] == limit && ties-- > 0)) out[chosen++] = i;
-    }
-    return chosen;
-}
-
 /* ---- sets of all sequences, packed for a kernel --------------------------------------------------------------------------------------- */
 static dllm_rows set_of(const dllm_layer_rows *r, dllm_set which)
 {
@@ -104,24 +64,40 @@ int64_t dllm_first_slot(const dllm_session *s, int b)
     return s->branches * layers * s->kept_slots + s->sequences[b].first;
 }
 
-/* One set behind the other; where ranges touch, a range. */
+/* A sequence's set, as rows of the batch or as slots of keys and values. */
+static dllm_rows set_at(const dllm_session *s, int b, dllm_set which, bool slots)
+{
+    dllm_rows set = set_of(&s->layer_rows[b], which);
+    set.first += (int32_t)(slots ? dllm_first_slot(s, b) + s->plans[b].slot_shift : s->sequences[b].first);
+    return set;
+}
+
+/* Do ranges touch, or row numbers that kernels wrote, and that the host cannot see, lie one behind the other? */
+static bool goes_on(const dllm_session *s, dllm_rows a, dllm_rows b)
+{
+    if (b.idx && !dllm_is_picked(s, b)) return false;
+    if (a.n == 0) return true;
+    return a.idx ? b.idx == a.idx + a.n && b.first == a.first : !b.idx && b.first == a.first + a.n;
+}
+
 static dllm_rows pack(dllm_session *s, dllm_set which, bool slots)
 {
-    int32_t *const out = dllm_room(s, 0);
-    dllm_rows packed = { .idx = out };
-    bool touching = true;
+    dllm_rows all = { 0 };
+    bool whole = true;
     for (int b = 0; b < s->n_sequences; b++) {
-        const dllm_rows set = set_of(&s->layer_rows[b], which);
+        const dllm_rows set = set_at(s, b, which, slots);
         if (set.n == 0) continue;
-        const int32_t from = (int32_t)(slots ? dllm_first_slot(s, b) + s->plans[b].slot_shift : s->sequences[b].first);
-        if (packed.n == 0) packed.first = from + set.first;
-        touching &= !set.idx && from + set.first == packed.first + packed.n;
-        for (int32_t i = 0; i < set.n; i++) out[packed.n++] = from + dllm_row(set, i);
+        whole = whole && goes_on(s, all, set);
+        if (all.n == 0) all = set;
+        else all.n += set.n;
     }
-    if (touching) return dllm_range(packed.first, packed.n);
-    dllm_room(s, packed.n);
-    packed.first = 0;
-    return packed;
+    if (whole) return all;
+    int32_t *const numbers = dllm_room(s, all.n), *next = numbers;
+    for (int b = 0; b < s->n_sequences; b++) {
+        const dllm_rows set = set_at(s, b, which, slots);
+        for (int32_t i = 0; i < set.n; i++) *next++ = dllm_row(set, i);
+    }
+    return (dllm_rows){ .idx = numbers, .n = all.n };
 }
 
 dllm_rows dllm_pack(dllm_session *s, dllm_set which) { return pack(s, which, false); }

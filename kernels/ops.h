@@ -5,8 +5,8 @@
  *   - Kernels return void. A failure is recorded in the device (the first one stays) and reported by sync().
  *   - Every kernel accepts 0 rows and then touches nothing.
  *   - Kernels may run after the call returns, in the order of the calls; sync() waits for them. Matrices lie in memory of alloc(). What the
- *     host writes or reads, too, lies in memory of alloc_shared(): row numbers, ids, spans, columns, keys, noise, targets, and the results
- *     of cosine, importance, predict and nll. It must stay as it is until the kernels that read it have run.
+ *     host writes or reads, too, lies in memory of alloc_shared(): row numbers, ids, spans, columns, picks, keys, noise, targets, and the
+ *     results of cosine, importance, predict and nll. It must stay as it is until the kernels that read it have run.
  *   - Outputs do not overlap inputs unless the comment says "in place".
  *   - Activations are stored in one dtype T (float32, bfloat16 or float16). "-> T" marks where a value is rounded to T; everything
  *     between two marks is float32 or better. Weights may have another dtype than activations.
@@ -39,6 +39,14 @@ typedef struct {
 typedef struct {
     int32_t first, n;
 } dllm_columns;
+
+/* Of scores [first, first + n), less the n_gap from gap on (which counts from first; the others close up), the `take` highest or, with
+ * lowest, the lowest. Each counts as much as the best of `pool` neighbours, of whom it is the middle one; 0: of itself. */
+typedef struct {
+    int32_t first, n, gap, n_gap, pool;
+    bool lowest;
+    int32_t take, to, add; /* out[to], out[to + 1], ... get their numbers, counted from first, plus add */
+} dllm_pick;
 
 /* How tokens are drawn from logits and scored. One per call: what differs between families and flags is data here. */
 typedef struct {
@@ -73,7 +81,8 @@ struct dllm_ops {
     void *(*alloc_shared)(dllm_device *d, size_t bytes);
     void (*free_shared)(dllm_device *d, void *p);
     int (*sync)(dllm_device *d); /* waits; 0, or the first failure since the last sync, which d->why explains */
-    /* Bytes of scratch the kernels of one session need for at most `rows` rows a call and `keys` keys a span. */
+    /* Bytes of scratch the kernels of one session need for at most `rows` rows a call, and `keys` keys a span or scores a
+     * call. */
     size_t (*scratch)(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys);
 
     /* x[r] = table[ids[r]] -> T for r in rows. ids is indexed by row. */
@@ -119,6 +128,11 @@ struct dllm_ops {
     void (*importance)(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows, dllm_mat k, dllm_rows k_rows, int32_t heads,
                        int32_t kv_heads);
 
+    /* Which scores are the highest, for every pick: their numbers, ascending. Among equal ones the lowest number goes first; NaN counts as
+     * less than any other. No pick takes more than there are; one that takes all reads no scores; otherwise picks of a call share none.
+     * out lies in memory of the device: the row numbers are for kernels to read. */
+    void (*pick)(dllm_device *d, int32_t *out, const float *score, const dllm_pick *picks, int n);
+
     /* out = (silu(gate) -> T) * up -> T, for the first n rows. out may be gate. */
     void (*swiglu)(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n);
 
@@ -148,7 +162,7 @@ struct dllm_ops {
     void (*nll)(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n);
 };
 typedef struct dllm_ops dllm_ops;
-enum { DLLM_OPS_ABI = 3 };
+enum { DLLM_OPS_ABI = 4 };
 
 /* The execution context kernels get: whose threads, whose scratch. A session has its own, so that sessions never share scratch. */
 struct dllm_device {

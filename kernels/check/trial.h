@@ -107,6 +107,7 @@ void dllm_check_copy(dllm_checker *k);
 void dllm_check_replace(dllm_checker *k);
 void dllm_check_cosine(dllm_checker *k);
 void dllm_check_importance(dllm_checker *k);
+void dllm_check_pick(dllm_checker *k);
 void dllm_check_swiglu(dllm_checker *k);
 void dllm_check_add(dllm_checker *k);
 void dllm_check_guide(dllm_checker *k);

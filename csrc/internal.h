@@ -92,7 +92,7 @@ struct dllm_session {
     dllm_mat kept_context;         /* [branches * layers * rows, heads * head_dim], or nothing */
     dllm_mat new_values;           /* [rows, kv_heads * head_dim], for methods that compare them with the kept ones */
     int64_t kept_slots;            /* of one layer */
-    float *similarity;             /* [rows], for the hooks */
+    float *similarity;             /* [rows]; the host sees it where after_context wants it, or somebody watches */
     dllm_mat final[DLLM_BRANCHES]; /* [rows + n_sequences, dim]: asked rows after the last norm, packed from 0; then carried ones */
     dllm_mat logits[DLLM_BRANCHES]; /* [head_rows, vocab] float32; nothing until logits are asked for, see dllm_need_logits */
     dllm_mat residual;              /* [rows, vocab] float32: what guidance added last, if it is not asked every step */

@@ -137,7 +137,7 @@ int dllm_take_memory(dllm_session *s)
     s->places = take(s, "row numbers", step_room(s), sizeof *s->places);
     s->picks = take(s, "chosen rows", DLLM_PICKS * rows, sizeof *s->picks);
     s->picked = take_from(s, false, "picked rows", rows, sizeof *s->picked);
-    s->similarity = take(s, "similarities", rows, sizeof *s->similarity);
+    s->similarity = take_from(s, s->strategy->after_context || s->params.watch, "similarities", rows, sizeof *s->similarity);
     take_network(s);
     take_decoding(s);
     if (watched) {
@@ -210,7 +210,10 @@ dllm_pick *dllm_room_for_picks(dllm_session *s, int64_t n)
     return (dllm_pick *)dllm_room(s, n * (int64_t)(sizeof(dllm_pick) / NUMBERS));
 }
 
-bool dllm_is_picked(const dllm_session *s, dllm_rows rows) { return rows.idx >= s->picked && rows.idx < s->picked + s->rows; }
+bool dllm_is_picked(const dllm_session *s, dllm_rows rows)
+{
+    return (uintptr_t)rows.idx - (uintptr_t)s->picked < (size_t)s->rows * sizeof *s->picked;
+}
 
 dllm_rows dllm_read_picked(dllm_session *s, dllm_rows rows)
 {

@@ -5,8 +5,8 @@
  *   - Kernels return void. A failure is recorded in the device (the first one stays) and reported by sync().
  *   - Every kernel accepts 0 rows and then touches nothing.
  *   - Kernels may run after the call returns, in the order of the calls; sync() waits for them. Matrices lie in memory of alloc(). What the
- *     host writes or reads, too, lies in memory of alloc_shared(): row numbers, ids, spans, columns, picks, keys, noise, targets, and the
- *     results of cosine, importance, predict and nll. It must stay as it is until the kernels that read it have run.
+ *     host writes or reads, too, lies in memory of alloc_shared(): row numbers, ids, spans, columns, picks, keys, noise, targets, and those
+ *     results of cosine, importance, predict and nll that it reads. It must stay as it is until the kernels that read it have run.
  *   - Outputs do not overlap inputs unless the comment says "in place".
  *   - Activations are stored in one dtype T (float32, bfloat16 or float16). "-> T" marks where a value is rounded to T; everything
  *     between two marks is float32 or better. Weights may have another dtype than activations.

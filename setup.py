@@ -124,10 +124,14 @@ class BuildExt(build_ext):
         newest = max(map(os.path.getmtime, [*ext.sources, *ext.depends, self.stamp("cuda", [nvcc, *ext.sources, *flags])]))
         library = Path(self.get_ext_fullpath(ext.name))
         objects = [Path(self.build_temp, source).with_suffix(".o") for source in ext.sources]
-        for source, built in zip(ext.sources, objects, strict=True):
+
+        def compile_one(source, built):
             built.parent.mkdir(parents=True, exist_ok=True)
             if self.force or not is_newer(built, newest):
                 self.spawn([nvcc, "-c", source, "-o", str(built), *flags])
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(compile_one, ext.sources, objects))
         library.parent.mkdir(parents=True, exist_ok=True)
         strip = [] if DEBUG else ["-Xlinker", "-s"]
         self.spawn([nvcc, "-shared", "-cudart=static", "-o", str(library), *map(str, objects), *cudart_folders(nvcc),

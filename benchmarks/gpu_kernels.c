@@ -2,7 +2,7 @@
  * must read and write at least, operations its multiplications and additions. Calls follow each other without waiting, over so many
  * copies of the larger operand that no cache holds them all. `make -C tests/c OUT=DIR SANITIZE= CFLAGS=-O2 DIR/gpu_kernels` builds it.
  *     gpu_kernels PLUGIN CUBLAS DEVICE [SHRINK]
- * PLUGIN "-": beside the program's own library; CUBLAS "-": none; SHRINK divides the sizes, for trying it out. */
+ * PLUGIN "-": beside the program's own library; CUBLAS "-": none, "system": wherever the system has it; SHRINK divides the sizes, for trying it out. */
 #define _POSIX_C_SOURCE 200809L
 #include <stdio.h>
 #include <stdlib.h>
@@ -229,7 +229,8 @@ int main(int argc, char **argv)
     char library[1024];
     if (argc < 4 || b.shrink < 1) return (fprintf(stderr, "gpu_kernels PLUGIN CUBLAS DEVICE [SHRINK]\n"), 2);
     if (strcmp(argv[1], "-")) check(NULL, (strncmp(argv[3], "cuda-sim", 8) ? dllm_cuda_load : dllm_cuda_sim_load)(argv[1]) > 0);
-    if (strcmp(argv[2], "-")) check(NULL, dllm_cuda_library("cuda", argv[2], library, sizeof library) == 0);
+    const char *cublas = strcmp(argv[2], "system") ? argv[2] : NULL;
+    if (strcmp(argv[2], "-")) check(NULL, dllm_cuda_library("cuda", cublas, library, sizeof library) == 0);
     check(NULL, dllm_device_open(&b.d, argv[3], 0) == 0);
     take_scratch(&b);
     static const int32_t rows[] = { 1, 8, 16, 32, 64, 96, 128, 192, 256, 512, 1280 };

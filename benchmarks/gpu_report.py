@@ -1,14 +1,18 @@
-"""The report of benchmarks/gpu.sh: which parts passed, and how near kernels come to what the device can do.
+"""The report of benchmarks/gpu.sh: which parts passed, how near kernels come to what the device can do, and whole models.
 
-    python benchmarks/gpu_report.py RESULTS MACHINE COMMIT PARTS
+    python benchmarks/gpu_report.py RESULTS MACHINE COMMIT PARTS [MODELS ...]
 
-RESULTS.csv, if it is there, has the lines of gpu_kernels; RESULTS.md is written and, with matplotlib, RESULTS.png.
+RESULTS.csv, if it is there, has the lines of gpu_kernels; MODELS are files of gpu_models.py. RESULTS.md is written, and of models
+RESULTS-models.csv with a line for every kind of step; with matplotlib also RESULTS.png and RESULTS-models.png. A line that a
+stopped program left half written is passed over.
 """
 
 import csv
 import datetime
 import pathlib
 import sys
+
+from gpu_models_report import Models, acceptance, draw, figure_of, tables, write_kinds
 
 PEAKS = {  # bytes/s of memory and bfloat16 operations/s of dense products, as NVIDIA's data sheets say; the first name that fits
     "H200": (4.8e12, 989e12),
@@ -18,6 +22,15 @@ PEAKS = {  # bytes/s of memory and bfloat16 operations/s of dense products, as N
     "A100": (1.56e12, 312e12),
     "B200": (8.0e12, 2250e12),
 }
+NUMBERS = ("seconds", "bytes", "operations")
+
+
+# ---- kernels ---------------------------------------------------------------------------------------------------------------------
+
+
+def kernel_rows(path: pathlib.Path) -> list[dict[str, str]]:
+    rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    return [r for r in rows if all(r[key] for key in NUMBERS)]
 
 
 def share(row: dict[str, str], peaks: tuple[float, float] | None) -> str:
@@ -53,13 +66,18 @@ def break_even(rows: list[dict[str, str]]) -> list[str]:
     return lines
 
 
+def copy_rate(rows: list[dict[str, str]]) -> float | None:
+    """Bytes a second of our own copy within the memory, where it was measured."""
+    return max((float(r["bytes"]) / float(r["seconds"]) for r in rows if r["kernel"] == "copy"), default=None)
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------------------
+
+
 def picture(rows: list[dict[str, str]], path: pathlib.Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no picture: matplotlib is not installed", file=sys.stderr)
+    if not (figure := figure_of(8, 5)):
         return
-    axes = (figure := Figure(figsize=(8, 5))).subplots()
+    axes = figure.subplots()
     lines: dict[str, list[tuple[int, float]]] = {}
     for r in rows:
         if r["kernel"] == "linear":
@@ -72,18 +90,26 @@ def picture(rows: list[dict[str, str]], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main(results: str, machine: str, commit: str, parts: str) -> None:
+# ---- the report ------------------------------------------------------------------------------------------------------------------
+
+
+def main(results: str, machine: str, commit: str, parts: str, *files: str) -> None:
     path = pathlib.Path(results)
-    numbers = path.with_name(path.name + ".csv")
-    rows = list(csv.DictReader(numbers.open(newline=""))) if numbers.exists() else []
+    rows = kernel_rows(path.with_name(path.name + ".csv"))
     peaks = next((p for name, p in PEAKS.items() if all(word in machine for word in name.split())), None)
+    best = (copy_rate(rows) or (peaks[0] if peaks else None), peaks[1] if peaks else None)
+    models = [m for m in (Models(pathlib.Path(file), best) for file in files) if m.rows]
     lines = [f"# {machine}", "", f"Commit {commit}, {datetime.date.today()}; `bash benchmarks/gpu.sh`.", ""]
     lines += ["| part | verdict | seconds | last line |", "| --- | --- | --- | --- |", pathlib.Path(parts).read_text().rstrip()]
+    if models:
+        lines += ["", *acceptance(models, rows), *(line for m in models for line in tables(m))]
+        write_kinds(models, path.with_name(path.name + "-models.csv"))
+        draw(models, path.with_name(path.name + "-models.png"))
     if rows:
         limits = f"{peaks[0] / 1e12:.2f} TB/s and {peaks[1] / 1e12:.0f} TFLOP/s by its data sheet" if peaks else "unknown"
-        lines += ["", f"Limits of this device: {limits}.", "", *table(rows, peaks), "", *break_even(rows)]
+        lines += ["", "## Kernels", "", f"Limits of this device: {limits}.", "", *table(rows, peaks), "", *break_even(rows)]
         picture(rows, path.with_name(path.name + ".png"))
-    path.with_name(path.name + ".md").write_text("\n".join(lines).rstrip() + "\n")
+    path.with_name(path.name + ".md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,16 @@ def dream_shapes(c: dict[str, Any]) -> Shapes:
     yield "lm_head.weight", (c["vocab_size"], d)
 
 
+def shapes_of(family: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Official names of all tensors."""
+    return dict(llada_shapes(config) if family == "llada" else dream_shapes(config))
+
+
+def is_norm(name: str) -> bool:
+    """Of those of the official names whose numbers lie around 1."""
+    return "norm" in name or "ln_f" in name
+
+
 def values(rng: np.random.Generator, n: int, norm: bool) -> Iterator[np.ndarray]:
     """bfloat16 bits: ones for a norm, else random signs and mantissas with magnitudes in 2**-9 .. 2**-5 (rms 0.014)."""
     for start in range(0, n, CHUNK):
@@ -80,7 +90,7 @@ def make(folder: str | pathlib.Path, family: str = "llada", layers: int = 4, see
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     config = dict(LLADA_8B, n_layers=layers) if family == "llada" else dict(DREAM_7B, num_hidden_layers=layers)
-    shapes = dict(llada_shapes(config) if family == "llada" else dream_shapes(config))
+    shapes = shapes_of(family, config)
     header, at = {}, 0
     for name, shape in shapes.items():
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + 2 * math.prod(shape)]}
@@ -91,7 +101,7 @@ def make(folder: str | pathlib.Path, family: str = "llada", layers: int = 4, see
     with open(folder / "model.safetensors", "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, shape in shapes.items():
-            for chunk in values(rng, math.prod(shape), "norm" in name or "ln_f" in name):
+            for chunk in values(rng, math.prod(shape), is_norm(name)):
                 file.write(chunk)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     return folder

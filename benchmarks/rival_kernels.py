@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from runs import rest
 
 from dllm_fast import _core
 
@@ -40,11 +41,6 @@ def seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-def rest() -> None:
-    """OpenMP's threads stay awake for a while after a call of torch, on the cores that the next contestant needs."""
-    time.sleep(0.03)
 
 
 def ceilings(threads: int, rounds: int = 4) -> Ceilings:

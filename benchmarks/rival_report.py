@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import rival_kernels
 import torch
+from runs import OURS, SHAPES
 from step import commit
 
 from dllm_fast import _core
 from dllm_fast.bench import machine
-
-OURS = "dllm_fast"
-SHAPES = {"llada": "LLaDA-8B", "dream": "Dream-7B"}
 
 
 def steps_lines(rows: list[dict[str, Any]]) -> list[str]:

@@ -33,14 +33,14 @@ import numpy as np
 import rival_kernels
 import torch
 from make_model import make
-from rival_kernels import rest
-from rival_report import OURS, SHAPES, report
+from rival_report import report
+from runs import OURS, SHAPES, Request, Runner, enough, our_runner, papers_setting, rest, uncached
 from step import HERE, Contestant, timed, torch_contestants, torch_model
 from step import ours as our_contestant
 from torch_methods import plain
 
 import dllm_fast
-from dllm_fast import DLLMCache, DyLLM, SparseDLLM, _core
+from dllm_fast import DLLMCache, DyLLM, SparseDLLM
 
 VERIFIED = (
     None, DLLMCache(5, 3, 0.25), DLLMCache(4, 7, 0.0), SparseDLLM(0.5, 3, "own"), SparseDLLM(0.3, 5, "own"),
@@ -48,92 +48,35 @@ VERIFIED = (
 )  # fmt: skip
 
 
-# ---- one generation, step by step ------------------------------------------------------------------------------------------------
-
-
-class Runner:
-    """A contestant: step(True) computes a step and returns its seconds, step(False) reveals something without computing."""
-
-    def __init__(self, name: str, kind: Callable[[int], str], step: Callable[[bool], float], about: Any = None) -> None:
-        self.name, self.kind, self.about, self._step = name, kind, about, step
-        self.seconds: dict[str, list[float]] = collections.defaultdict(list)
-        self.at = 0
-
-    def run(self, to: int) -> None:
-        """Computes and times step `to`; those before it are passed over."""
-        while self.at < to:
-            self._step(False)
-            self.at += 1
-        rest()
-        self.seconds[self.kind(to)].append(self._step(True))
-        self.at += 1
-
-    def total(self, steps: int) -> float:
-        """Seconds of the whole schedule, from those of its kinds of steps."""
-        counts = collections.Counter(map(self.kind, range(steps)))
-        return sum(n * typical(self.seconds[kind], n) for kind, n in counts.items())
-
-
-class Request:
-    """What all contestants are asked: one prompt, one token a step."""
-
-    def __init__(self, args: argparse.Namespace, mask_id: int, cache: Any = None) -> None:
-        self.family, self.answer, self.block, self.cache = args.family, args.answer, args.block, cache
-        self.prompt = np.random.default_rng(0).integers(0, mask_id, args.prompt).astype(np.int32)
-
-    @property
-    def blocks(self) -> int | None:
-        """Without a cache Dream's answer is one block, as the official loop has it; the methods' own codes cut it."""
-        return self.block if self.cache or self.family == "llada" else None
-
-    def for_core(self) -> dict[str, Any]:
-        params = {"answer_len": self.answer, "steps": self.answer, "temperature": 0.0, "block_len": self.blocks or 0}
-        params |= self.cache.params() if self.cache else {}
-        if self.family == "llada":
-            return params | {"rule": "quota", "score": "prob", "gumbel": True}
-        return params | {"rule": "times", "score": "entropy", "gumbel": False}
-
-    def for_torch(self) -> dict[str, Any]:
-        length = "gen_length" if self.family == "llada" else "max_new_tokens"
-        return {"steps": self.answer, length: self.answer, "block_length": self.blocks}
-
-
-def our_runner(model: Any, request: Request, kind: Callable[[int], str]) -> Runner:
-    session = _core.Session(model.core, request.for_core(), [request.prompt])
-    alike = np.zeros((session.rows, model.config["vocab"]), np.float32)  # all equal: the first masks get token 0
-
-    def step(computed: bool) -> float:
-        return timed(session.step if computed else lambda: session.decide(alike))[0]
-
-    return Runner(OURS, kind, step, session)
-
-
-def torch_runner(name: str, rival: Any, model: Any, predict: Any, request: Request, kind: Callable[[int], str]) -> Runner:
-    """rival: the module whose loop runs; model: its model or one with a cache."""
+def torch_runner(
+    name: str, rival: Any, model: Any, predict: Any, request: Request, kind: Callable[[int], str], device: str = "cpu"
+) -> Runner:
+    """rival: the module whose loop runs; model: its model or one with a cache, on this device of torch's."""
     computed = True
 
     def either(model: Any, x: torch.Tensor, *end: int) -> Any:
         if computed:
             return predict(model, x, *end)
-        order = -torch.arange(x.shape[1]).float()
+        at = torch.arange(x.shape[1], device=x.device)
         if not end:  # Dream's: the masks alone
-            return torch.zeros(int((x == model.mask_id).sum()), dtype=x.dtype), order[: int((x == model.mask_id).sum())]
-        return torch.zeros_like(x), torch.where((x == model.mask_id) & (torch.arange(x.shape[1]) < end[0]), order, -torch.inf)
+            return torch.zeros_like(x[x == model.mask_id]), -at[: int((x == model.mask_id).sum())].float()
+        return torch.zeros_like(x), torch.where((x == model.mask_id) & (at < end[0]), -at.float(), -torch.inf)
 
-    steps = rival.denoise(model, torch.from_numpy(request.prompt).long()[None], predict=either, **request.for_torch())
+    prompts = torch.from_numpy(request.prompts).long().to(device)
+    steps = rival.denoise(model, prompts, predict=either, **request.for_torch())
+
+    def one() -> None:
+        next(steps)
+        if prompts.is_cuda:
+            torch.cuda.synchronize(prompts.device)
 
     @torch.inference_mode()
     def step(wanted: bool) -> float:
         nonlocal computed
         computed = wanted
-        return timed(lambda: next(steps))[0]
+        return timed(one)[0]
 
     return Runner(name, kind, step, model)
-
-
-def typical(seconds: list[float], count: int) -> float:
-    """Of a kind of which there are so many: the mean if all were timed, else the median, which a disturbed step does not move."""
-    return statistics.mean(seconds) if len(seconds) == count else statistics.median(seconds)
 
 
 def sampled(args: argparse.Namespace) -> list[int]:
@@ -142,10 +85,6 @@ def sampled(args: argparse.Namespace) -> list[int]:
     if args.whole:
         return list(range(1, args.answer))
     return sorted({1 + int(later * ((0.5 + j * 0.6180339887) % 1)) for j in range(min(args.samples, later))})
-
-
-def uncached(step: int) -> str:
-    return "uncached"
 
 
 # ---- the parts -------------------------------------------------------------------------------------------------------------------
@@ -183,7 +122,7 @@ class Field:
 def steps_part(field: Field) -> Iterator[dict[str, Any]]:
     """One uncached step, again and again."""
     args = field.args
-    prompt = field.request().prompt
+    [prompt] = field.request().prompts
     contestants = [our_contestant(field.model, prompt, args.family)]
     for name, model, predict in field.others():
         official, candidates = torch_contestants(field.rival, model, prompt, args.family)
@@ -254,12 +193,6 @@ def methods_part(field: Field) -> Iterator[dict[str, Any]]:
         yield summary(request, both, without, steps, field.model.config["layers"])
 
 
-def enough(kind: Callable[[int], str], least: int, steps: int) -> int:
-    """The first steps of a schedule, at least so many, in which every kind of step occurs."""
-    kinds = [kind(i) for i in range(steps)]
-    return max(min(least, steps), *(kinds.index(k) + 1 for k in kinds))
-
-
 def summary(request: Request, both: list[Runner], without: list[Runner], timed_steps: int, layers: int) -> dict[str, Any]:
     total = {r.name: r.total(request.answer) for r in both + without}
     rows = {
@@ -271,13 +204,6 @@ def summary(request: Request, both: list[Runner], without: list[Runner], timed_s
         "method": request.cache.name, "setting": repr(request.cache), "seconds": total, "timed_steps": timed_steps, "kinds": kinds,
         "median_step": {r.name: {k: statistics.median(s) for k, s in r.seconds.items()} for r in both + without}, "ffn_rows": rows,
     }  # fmt: skip
-
-
-def papers_setting(method: str, family: str) -> Any:
-    """The method's default for the family; who speaks for a window's first row on Dream is as in the methods' own code."""
-    default = dllm_fast.caches.CACHES[method].default(family)
-    shift = {"sparse-dllm": {"shift": "own"}, "dyllm": {"shift": "flat"}}.get(method, {})
-    return type(default)(**(vars(default) | shift))
 
 
 # ---- are they the same? ----------------------------------------------------------------------------------------------------------

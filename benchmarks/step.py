@@ -66,20 +66,20 @@ def ours(model: Any, prompt: np.ndarray, family: str) -> Contestant:
 
 def torch_model(folder: pathlib.Path, family: str, dtype: Any = None) -> tuple[Any, Any]:
     """(the module with the official loop, the model); dtype: torch's, if not the checkpoint's."""
-    if family == "llada":
-        import torch_llada
+    import torch_llada
 
-        return torch_llada, torch_llada.TorchLLaDA(folder, dtype)
+    if family == "llada":
+        return torch_llada, torch_llada.TorchLLaDA(*torch_llada.read_folder(folder, dtype))
     import torch_dream
 
-    return torch_dream, torch_dream.TorchDream(folder, dtype)
+    return torch_dream, torch_dream.TorchDream(*torch_llada.read_folder(folder, dtype))
 
 
-def torch_contestants(rival: Any, model: Any, prompt: np.ndarray, family: str) -> list[Contestant]:
-    """The official step, and the same without its waste. rival: the module whose loop the model runs in."""
+def torch_contestants(rival: Any, model: Any, prompt: np.ndarray, family: str, device: str = "cpu") -> list[Contestant]:
+    """The official step, and the same without its waste. rival: the module whose loop the model runs in; device: where it lies."""
     import torch
 
-    x = torch.nn.functional.pad(torch.from_numpy(prompt).long()[None], (0, ANSWER), value=model.mask_id)
+    x = torch.nn.functional.pad(torch.from_numpy(prompt).long()[None].to(device), (0, ANSWER), value=model.mask_id)
     end = len(prompt) + BLOCK if family == "llada" else len(prompt) + ANSWER
 
     @torch.inference_mode()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch_llada import TorchLLaDA, surest
+from torch_llada import TorchLLaDA, places, surest
 
 DREAM_NAMES = {
     "embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head", "layer": "model.layers.{}.",
@@ -47,8 +47,8 @@ def predict_all(model: TorchDream, x: torch.Tensor) -> tuple[torch.Tensor, torch
     inside = torch.zeros_like(masked)
     inside[:, first : first + rows.shape[1]] = True
     p = F.softmax(shifted(model.logits(rows))[masked[:, first : first + rows.shape[1]]], -1)
-    seen, n = inside[masked], int(masked.sum())
-    token, score = torch.zeros(n, dtype=x.dtype), torch.full((n,), -torch.inf, dtype=p.dtype)
+    seen, token = inside[masked], torch.zeros_like(x[masked])
+    score = torch.full_like(token, -torch.inf, dtype=p.dtype)
     token[seen], score[seen] = p.max(-1).indices, negative_entropy(p)
     return token, score
 
@@ -77,11 +77,11 @@ def denoise(
     t = torch.linspace(1, eps, per_block + 1)
     for end in range(prompt.shape[1] + block, x.shape[1] + 1, block):
         for i in range(per_block):
-            masked, open_ = x == model.mask_id, torch.arange(x.shape[1]) < end
+            masked, open_ = x == model.mask_id, places(x) < end
             token, score = predict(model, x)
             share = 1 - t[i + 1] / t[i] if i < per_block - 1 else 1.0
             n = int((masked & open_).sum() / x.shape[0] * share)
-            confidence, x0 = torch.full(x.shape, -torch.inf, dtype=score.dtype), x.clone()
+            confidence, x0 = torch.full(x.shape, -torch.inf, dtype=score.dtype, device=x.device), x.clone()
             confidence[masked], x0[masked] = score, token
             if n:
                 at = surest(torch.where(open_, confidence, -torch.inf), n)

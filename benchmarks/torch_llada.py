@@ -1,6 +1,6 @@
 """LLaDA in plain torch, as the official code computes it: the rival that benchmarks/step.py measures against.
 
-    model = TorchLLaDA("LLaDA-8B-Instruct"); ids = generate(model, prompt, steps=128, gen_length=128, block_length=32)
+    model = TorchLLaDA(*read_folder("LLaDA-8B-Instruct")); ids = generate(model, prompt, steps=128, gen_length=128, block_length=32)
 
 Uncached, greedy, no guidance. Linear layers are F.linear, attention is F.scaled_dot_product_attention, in the weights' dtype.
 """
@@ -23,7 +23,7 @@ LLADA_NAMES = {
 }  # fmt: skip
 
 
-def read_folder(folder: str | pathlib.Path, dtype: torch.dtype | None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def read_folder(folder: str | pathlib.Path, dtype: torch.dtype | None = None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """config.json, and every tensor of *.safetensors in memory of its own, as from_pretrained leaves them."""
     folder, tensors = pathlib.Path(folder), {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -37,14 +37,20 @@ def read_folder(folder: str | pathlib.Path, dtype: torch.dtype | None) -> tuple[
     return json.loads((folder / "config.json").read_text(encoding="utf-8")), tensors
 
 
+def places(x: torch.Tensor) -> torch.Tensor:
+    """0, 1, ... for the columns of x, where x lies."""
+    return torch.arange(x.shape[1], device=x.device)
+
+
 class TorchLLaDA:
     """A LLaDA checkpoint; the class below it in torch_dream.py is the same network with Dream's names and roundings."""
 
     names = LLADA_NAMES
 
-    def __init__(self, folder: str | pathlib.Path, dtype: torch.dtype | None = None) -> None:
-        c, self.w = read_folder(folder, dtype)
-        self.config = c
+    def __init__(self, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        """What read_folder gives; the weights may lie on a GPU."""
+        self.config, self.w = config, weights
+        c = config
         self.dim, self.layers, self.heads, self.kv_heads = self.sizes(c)
         self.head_dim, self.eps, self.theta = self.dim // self.heads, c["rms_norm_eps"], c["rope_theta"]
         self.rope_in_float32 = c["model_type"] == "llada" and c.get("rope_full_precision", True)
@@ -66,8 +72,8 @@ class TorchLLaDA:
         return y.to(x.dtype) * self.w[name + ".weight"]
 
     def rope_tables(self, length: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        inv = 1.0 / self.theta ** (torch.arange(0, self.head_dim, 2).float() / self.head_dim)
-        angle = torch.outer(torch.arange(length).float(), inv).repeat(1, 2)
+        inv = 1.0 / self.theta ** (torch.arange(0, self.head_dim, 2, device=self.head.device).float() / self.head_dim)
+        angle = torch.outer(torch.arange(length, device=self.head.device).float(), inv).repeat(1, 2)
         dtype = torch.float32 if self.rope_in_float32 else dtype
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
@@ -117,15 +123,15 @@ def predict_all(model: TorchLLaDA, x: torch.Tensor, end: int) -> tuple[torch.Ten
     p = F.softmax(logits, -1).gather(-1, token[..., None])[..., 0]
     around = (first, x.shape[1] - first - token.shape[1])
     x0, confidence = F.pad(token, around), F.pad(p, around, value=-torch.inf)
-    return x0, torch.where((x == model.mask_id) & (torch.arange(x.shape[1]) < end), confidence, -torch.inf)
+    return x0, torch.where((x == model.mask_id) & (places(x) < end), confidence, -torch.inf)
 
 
 def predict_candidates(model: TorchLLaDA, x: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for someone who does not waste work: the head and a float32 softmax on the rows that may be revealed only."""
-    at = (x == model.mask_id) & (torch.arange(x.shape[1]) < end)
+    at = (x == model.mask_id) & (places(x) < end)
     z = model.logits(model.hidden(x)[at]).float()
     best, token = z.max(-1)
-    x0, confidence = x.clone(), torch.full(x.shape, -torch.inf)
+    x0, confidence = x.clone(), torch.full(x.shape, -torch.inf, device=x.device)
     x0[at], confidence[at] = token, torch.exp(best - torch.logsumexp(z, -1))
     return x0, confidence
 

@@ -1,6 +1,6 @@
 """The three caching methods in plain torch, as somebody would write them into a fork of the official code: rivals for rivals.py.
 
-    cached = METHODS["sparse-dllm"](TorchLLaDA(folder), prompt_length=512, answer_length=128, block_length=32)
+    cached = METHODS["sparse-dllm"](TorchLLaDA(*read_folder(folder)), prompt_length=512, answer_length=128, block_length=32)
     ids = torch_llada.generate(cached, prompt, steps=128, gen_length=128, block_length=32)
 
 Such an object stands in for the model of one generation of one sequence. As in the methods' own code the head runs on every row of
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from runs import dllm_cache_kind, dyllm_kind, sparse_dllm_kind
 from torch_llada import TorchLLaDA
 
 
@@ -25,7 +26,7 @@ class Cached:
         self.prompt, self.answer, self.block = prompt_length, answer_length, block_length
         self.block_steps = block_steps or block_length
         self.length = prompt_length + answer_length
-        self.dtype = model.head.dtype
+        self.dtype, self.device = model.head.dtype, model.head.device
         self.tables = model.rope_tables(self.length, self.dtype)
         self.passes = 0
         self.fresh_rows = 0  # rows through the feed-forward, of all layers and passes
@@ -39,6 +40,9 @@ class Cached:
     def run(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
         """The layers: (residual rows [n, dim], position of the first)."""
         raise NotImplementedError
+
+    def rows(self, first: int, end: int) -> torch.Tensor:
+        return torch.arange(first, end, device=self.device)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         return F.embedding(ids, self.model.w[self.model.names["embed"] + ".weight"])
@@ -86,8 +90,7 @@ class DLLMCache(Cached):
         self.intervals, self.ratio = (prompt_interval, answer_interval), ratio
 
     def kind(self, step: int) -> str:
-        prompt, answer = (step % n == 0 for n in self.intervals)
-        return {(1, 1): "all", (0, 1): "answer", (1, 0): "prompt", (0, 0): "part of the answer"}[prompt, answer]
+        return dllm_cache_kind(step, *self.intervals)
 
     def run(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
         x = self.embed(ids)
@@ -100,9 +103,9 @@ class DLLMCache(Cached):
         kept, h = self.kept[i], self.norm(x, i)
         if not kept:
             kv = (self.model.kv_heads, self.length, self.model.head_dim)
-            kept |= {name: torch.zeros(kv, dtype=self.dtype) for name in "kv"}
+            kept |= {name: torch.zeros(kv, dtype=self.dtype, device=self.device) for name in "kv"}
             kept |= {name: torch.zeros_like(x) for name in ("attention", "ffn")}
-        rows = torch.cat((torch.arange(self.prompt if prompt else 0), self.answer_rows(h, i, answer)))
+        rows = torch.cat((self.rows(0, self.prompt if prompt else 0), self.answer_rows(h, i, answer)))
         if prompt:
             kept["v"][:, : self.prompt] = self.heads(h[: self.prompt], i, "v")
         if len(rows):
@@ -117,11 +120,11 @@ class DLLMCache(Cached):
     def answer_rows(self, h: torch.Tensor, i: int, whole: bool) -> torch.Tensor:
         """Rows of the answer to recompute: all, or those whose values turned most. The values themselves are all replaced."""
         if not whole and self.ratio == 0:
-            return torch.arange(0)
+            return self.rows(0, 0)
         kept, new = self.kept[i]["v"][:, self.prompt :], self.heads(h[self.prompt :], i, "v")
         turned = F.cosine_similarity(self.flat(new), self.flat(kept), -1)
         kept.copy_(new)
-        return self.prompt + (torch.arange(self.answer) if whole else lowest(turned, int(self.answer * self.ratio)))
+        return self.prompt + (self.rows(0, self.answer) if whole else lowest(turned, int(self.answer * self.ratio)))
 
 
 class SparseDLLM(Cached):
@@ -132,12 +135,13 @@ class SparseDLLM(Cached):
         self.keep_ratio, self.kernel = keep_ratio, kernel
 
     def kind(self, step: int) -> str:
-        return {0: "dense", 1: "dense, selecting"}.get(step % self.block_steps, "sparse")
+        return sparse_dllm_kind(step, self.block_steps)
 
     def run(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
         block, step = divmod(self.passes, self.block_steps)
         low = self.prompt + block * self.block
-        rows = torch.arange(self.length) if step < 2 else torch.arange(low, low + self.block)
+        first, end = (0, self.length) if step < 2 else (low, low + self.block)
+        rows = self.rows(first, end)
         x = self.embed(ids[rows])
         for i in range(self.model.layers):
             h = self.norm(x, i)
@@ -148,7 +152,7 @@ class SparseDLLM(Cached):
                 k, v = torch.cat((self.kept[i]["k"], k), 1), torch.cat((self.kept[i]["v"], v), 1)
             x = x + self.output(self.attend(q, k, v), i)
             x = x + self.ffn(x, i)
-        return x, int(rows[0])
+        return x, first
 
     def select(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, low: int) -> dict[str, torch.Tensor]:
         """Keys and values outside the block with the highest pooled importance."""
@@ -167,13 +171,10 @@ class DyLLM(Cached):
     def __init__(self, *shape: Any, tau: float = 0.99, full_steps: int = 4, whole_interval: int = 4, **named: Any) -> None:
         super().__init__(*shape, **named)
         self.tau, self.full_steps, self.whole_interval = tau, full_steps, whole_interval
-        self.seen, self.seed = torch.empty(0), torch.arange(0)
+        self.seen, self.seed = torch.empty(0), self.rows(0, 0)
 
     def kind(self, step: int) -> str:
-        number = step + 1
-        if number <= max(1, self.full_steps):
-            return "full"
-        return "answer" if number > 4 and number % self.whole_interval else "whole"
+        return dyllm_kind(step, self.full_steps, self.whole_interval)
 
     def run(self, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
         if self.passes and (ids != self.seen).any():
@@ -190,7 +191,7 @@ class DyLLM(Cached):
         return x, first
 
     def full_layer(self, x: torch.Tensor, i: int) -> torch.Tensor:
-        h, rows = self.norm(x, i), torch.arange(self.length)
+        h, rows = self.norm(x, i), self.rows(0, self.length)
         k, v = self.heads(h, i, "k", rows), self.heads(h, i, "v").contiguous()
         context = self.attend(self.heads(h, i, "q", rows), k, v)
         x = x + self.output(context, i)
@@ -199,7 +200,7 @@ class DyLLM(Cached):
         return x + ffn
 
     def partial_layer(self, x: torch.Tensor, i: int, first: int, changed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        kept, h, rows = self.kept[i], self.norm(x, i), torch.arange(first, self.length)
+        kept, h, rows = self.kept[i], self.norm(x, i), self.rows(first, self.length)
         q, moved = self.heads(h, i, "q", rows), self.heads(h[changed - first], i, "v")
         kept["k"][:, changed] = self.heads(h[changed - first], i, "k", changed)
         moved, kept["v"][:, changed] = moved - kept["v"][:, changed], moved

@@ -178,16 +178,24 @@ void dllm_give_memory(dllm_session *s)
 }
 
 /* ---- waiting -------------------------------------------------------------------------------------------------------------------- */
+static int await_device(dllm_session *s)
+{
+    const double began = dllm_seconds();
+    const int status = s->device.ops->sync(&s->device);
+    s->stats.waits++;
+    s->stats.waited += dllm_seconds() - began;
+    return status;
+}
+
 void dllm_wait(dllm_session *s)
 {
-    dllm_device *d = &s->device;
-    const int status = d->ops->sync(d);
-    if (status < 0) d->failed = status; /* it stays until somebody can tell it */
+    const int status = await_device(s);
+    if (status < 0) s->device.failed = status; /* it stays until somebody can tell it */
 }
 
 int dllm_check_device(dllm_session *s)
 {
-    const int status = s->device.ops->sync(&s->device);
+    const int status = await_device(s);
     s->places_used = 0;
     return status < 0 ? dllm_fail(status, "%s", s->device.why) : 0;
 }

@@ -176,6 +176,8 @@ struct dllm_device {
     int index;     /* CUDA only: the number of the GPU */
     int failed;    /* first failure since the last sync, as DLLM_E_*; */
     char why[256]; /* and its message */
+    /* CUDA only: kernels handed to the stream so far. */
+    uint64_t launches;
 };
 
 extern const dllm_ops dllm_ops_c;

@@ -16,6 +16,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import golden  # noqa: E402
+import gpu_sessions  # noqa: E402
 import simulator  # noqa: E402
 from conftest import MODELS, text_ids, tiny  # noqa: E402
 
@@ -105,6 +106,20 @@ def test_two_threads_at_once(pair, rng):
         np.testing.assert_array_equal(got[i], want)
 
 
+def test_what_is_asked_of_the_device_is_counted(pair, rng):
+    prompt, params = text_ids(rng, 5).astype(np.int32), {"answer_len": 4, "steps": 4, "block_len": 4}
+    gpu, cpu = (_core.Session(m.core, params, [prompt]) for m in pair)
+    seen = []
+    for session in (gpu, cpu):
+        seen.append([session.stats()])
+        while session.step():
+            seen[-1].append(session.stats())
+    for s in seen[0][1:]:  # all steps are alike, but for one more wait where a session opens
+        assert s["launches"] == s["steps"] * seen[0][1]["launches"] >= s["steps"] * 10 * pair[0].config["layers"]
+        assert s["waits"] - seen[0][0]["waits"] == s["steps"] * (seen[0][1]["waits"] - seen[0][0]["waits"]) > 0
+    assert seen[0][-1]["waited"] > 0 and seen[1][-1]["launches"] == 0
+
+
 def tensors_of(folder):
     """Of float32 files."""
     for file in folder.glob("*.safetensors"):
@@ -151,6 +166,10 @@ def test_int8_weights_stay_on_the_processor():
         dllm_fast.load(MODELS / "llada_tiny", weights="int8", device="cuda-sim")
     with pytest.raises(dllm_fast.DeviceError, match="int8 weights run on the CPU, not on cuda-sim:3"):
         _core.Model.from_folder(str(MODELS / "llada_tiny"), weights="int8", device=simulator.STRICT)
+
+
+def test_sessions_beside_each_other():
+    assert gpu_sessions.main(["--device", simulator.STRICT, "--laps", "1"]) == 0
 
 
 def test_there_are_so_many_devices():

@@ -48,6 +48,25 @@ def test_a_method_with_another_setting_gives_other_ids(rivals):
         assert (theirs.numpy() != mine).any(), (one, other)
 
 
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_torch_computes_where_the_weights_lie(rivals, family):
+    """Tensors without data refuse to meet those of the processor, as a GPU's do."""
+    import torch.fx.experimental._config
+
+    module, loaded = rivals.torch_model(MODELS / f"{family}_tiny", family)
+    model = type(loaded)(loaded.config, {name: w.to("meta") for name, w in loaded.w.items()})
+    x = torch.zeros((2, 24), dtype=torch.long, device="meta")
+    with torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True):
+        for predict in (module.predict_all, module.predict_candidates):
+            assert all(t.is_meta for t in predict(model, x, *[16] * (family == "llada")))
+        for cache in CACHES[1:4:2]:  # the values of the others' passes say which rows come next
+            stand_in = rivals.plain(cache, model, 16, 8, 8)
+            assert all(stand_in.window(x[:1])[0].is_meta for _ in range(4))
+        delta = rivals.plain(DyLLM(0.95, 1, 3), model, 16, 8, 8)
+        rows, first = delta.window(x[:1])
+        assert all(t.is_meta for t in delta.partial_layer(rows[0, 16:], 0, 16, delta.rows(17, 20)))
+
+
 def test_a_schedule_is_scaled_by_its_kinds(rivals):
     kinds = ["dense", "sparse", "sparse", "dense", "sparse", "sparse"]
     spent = iter([5.0, 1.0, 2.0])

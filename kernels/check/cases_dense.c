@@ -19,6 +19,7 @@ static const shape shapes[] = {
     { 17, 31, 6, 1, false, false, 1e4 }, { 37, 160, 50, 0, true, false, 1 },   { 70, 64, 130, 0, false, true, 1 },
     { 4, 9000, 12, 0, false, false, 1 }, { 130, 288, 40, 32, true, true, 1 },  { 600, 32, 18, 0, false, false, 1 },
     { 70, 1100, 20, 0, true, true, 1 },  { 140, 72, 35, 8, false, true, 1 },   { 32, 4096, 1024, 0, false, false, 1 },
+    { 100, 6200, 20, 4, true, true, 1 }, { 200, 1100, 70, 0, false, true, 1 },
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes, LIBRARY_ROWS = 100 /* libraries take no fewer */ };
 

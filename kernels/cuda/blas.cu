@@ -180,5 +180,6 @@ bool dllm_linear_blas(dllm_device *d, const dense_job &job)
 #else
     sim::later((cudaStream_t)d->stream, [=] { note(d, "linear", multiply(d, job)); });
 #endif
+    d->launches++;
     return true;
 }

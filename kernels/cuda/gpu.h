@@ -174,6 +174,7 @@ void launch(dllm_device *d, const char *name, void (*kernel)(P...), dim3 grid, i
     sim::launch(name, grid, (unsigned)threads, shared_bytes, (cudaStream_t)d->stream, [=] { kernel(args...); });
 #endif
     dllm_cuda_note(d, name, cudaGetLastError());
+    d->launches++;
 }
 
 /* Threads for a row of n elements in pieces of eight: enough, and a number that follows from n alone. */

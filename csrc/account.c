@@ -75,6 +75,7 @@ typedef struct {
     uint64_t q_calls;      /* exact queries and those of the delta form are two products */
     uint64_t keys, values; /* rows that attention reads of the one and of the other */
     uint64_t old;          /* contexts that the delta form starts from */
+    uint64_t compared;     /* values that are compared with the kept ones */
 } layer_work;
 
 static uint64_t flops_of(const dllm_config *c, const layer_work *w)
@@ -132,8 +133,7 @@ static void count_others(dllm_session *s, const layer_work *w)
     dllm_count_rows(s, DLLM_STAGE_ATTENTION, w->keys + w->values, kv);
     dllm_count_rows(s, DLLM_STAGE_SWIGLU, w->ffn, 3 * (int64_t)c->ffn_dim);
     dllm_count_rows(s, DLLM_STAGE_ADD, w->travel, 2 * 3 * (int64_t)c->dim);
-    if (s->strategy->keeps & DLLM_COMPARE_VALUES)
-        dllm_count_rows(s, DLLM_STAGE_CACHE, w->v, (s->strategy->after_values ? 2 + 4 : 4) * kv);
+    if (s->strategy->keeps & DLLM_COMPARE_VALUES) dllm_count_rows(s, DLLM_STAGE_CACHE, 4 * w->v + 2 * w->compared, kv);
     if (s->strategy->after_context) dllm_count_rows(s, DLLM_STAGE_CACHE, w->out, (2 + 2) * wide);
 }
 
@@ -151,7 +151,8 @@ static layer_work work_of(const dllm_layer_rows *r, const dllm_plan *p)
                          .travel = (uint64_t)r->travel.n,
                          .keys = ((exact > 0) + (delta > 0)) * keys,
                          .values = (exact > 0) * keys + (delta > 0) * v,
-                         .old = delta };
+                         .old = delta,
+                         .compared = r->among.n ? v : 0 };
 }
 
 static void add_work(layer_work *all, const layer_work *w)
@@ -168,6 +169,7 @@ static void add_work(layer_work *all, const layer_work *w)
     all->keys += w->keys;
     all->values += w->values;
     all->old += w->old;
+    all->compared += w->compared;
 }
 
 void dllm_count_layer(dllm_session *s)

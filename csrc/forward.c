@@ -30,6 +30,7 @@ static void drop_unread(dllm_session *s)
 {
     if (s->layer < s->model->config.layers - 1 || !s->strategy->keeps || s->chosen) return;
     for (int b = 0; b < s->n_sequences; b++) {
+        if (s->layer_rows[b].among.n) continue; /* of picked rows only the device knows which they are */
         const int32_t from = s->sequences[b].fixed - (s->model->config.shift_logits && s->sequences[b].fixed > 0);
         dllm_layer_rows *r = &s->layer_rows[b];
         dllm_rows *sets[] = { &r->exact, &r->delta, &r->out, &r->ffn, &r->travel };
@@ -56,13 +57,41 @@ static int spans(dllm_session *s, bool delta)
     return n;
 }
 
+/* Rows whose values turned join those that are recomputed anyway. The host goes on with their number. */
+static void pick_turned(dllm_session *s)
+{
+    dllm_pick *picks = dllm_room_for_picks(s, 2 * s->n_sequences);
+    int n = 0;
+    for (int32_t b = 0, at = 0, score = 0; b < s->n_sequences; b++) {
+        dllm_layer_rows *r = &s->layer_rows[b];
+        const int32_t first = s->sequences[b].first, known = r->k.n;
+        score += r->v.n;
+        picks[n++] = (dllm_pick){ .n = known, .take = known, .to = at, .add = first + r->k.first };
+        picks[n++] = (dllm_pick){ .first = score - r->among.n,
+                                  .n = r->among.n,
+                                  .lowest = true,
+                                  .take = r->turned,
+                                  .to = at + known,
+                                  .add = first + r->among.first };
+        r->k = r->exact = r->out = r->ffn = (dllm_rows){ .idx = s->picked + at, .first = -first, .n = known + r->turned };
+        at += r->k.n;
+    }
+    s->device.ops->pick(&s->device, s->picked, s->similarity, picks, n);
+    for (int32_t b = 0, score = 0; b < s->n_sequences; b++) {
+        const dllm_layer_rows *r = &s->layer_rows[b];
+        score += r->v.n;
+        dllm_watch_chosen(s, &s->sequences[b], dllm_part(r->k, r->k.n - r->turned, r->turned));
+        dllm_watch_seen(s, &s->sequences[b], r->among, s->similarity + score - r->among.n);
+    }
+}
+
 /* ---- the layer ----------------------------------------------------------------------------------------------------------------------- */
 /* Values straight into their slots; or, for methods that look at how far they moved, by way of new_values, which then holds that. */
 static void project_values(dllm_session *s, const dllm_layer *w)
 {
     dllm_device *d = &s->device;
     const dllm_ops *op = d->ops;
-    const dllm_rows rows = dllm_pack(s, DLLM_SET_V, DLLM_IN_ROWS), slots = dllm_pack(s, DLLM_SET_V, DLLM_IN_SLOTS);
+    const dllm_rows rows = dllm_pack(s, DLLM_SET_V), slots = dllm_pack_slots(s, DLLM_SET_V);
     const dllm_rows packed = dllm_range(0, rows.n);
     dllm_enter(s, DLLM_STAGE_V);
     if (!(s->strategy->keeps & DLLM_COMPARE_VALUES)) {
@@ -71,14 +100,11 @@ static void project_values(dllm_session *s, const dllm_layer *w)
     }
     op->linear(d, s->new_values, packed, s->h, rows, w->v, w->v_bias);
     dllm_enter(s, DLLM_STAGE_CACHE);
-    if (s->strategy->after_values) {
+    bool choosing = false;
+    for (int b = 0; b < s->n_sequences; b++) choosing |= s->layer_rows[b].among.n > 0;
+    if (choosing) {
         op->cosine(d, s->similarity, s->new_values, packed, s->values, slots, 1e-16f);
-        dllm_wait(s);
-        for (int32_t b = 0, at = 0; b < s->n_sequences; b++) {
-            const int32_t n = s->layer_rows[b].v.n;
-            if (s->plans[b].rows.n) s->strategy->after_values(s, &s->sequences[b], &s->layer_rows[b], s->similarity + at);
-            at += n;
-        }
+        pick_turned(s);
     }
     op->replace(d, s->values, slots, s->new_values);
 }
@@ -98,13 +124,13 @@ static void attention(dllm_session *s, const dllm_layer *w)
     dllm_device *d = &s->device;
     const dllm_ops *op = d->ops;
     const dllm_config *c = &s->model->config;
-    const dllm_rows k = dllm_pack(s, DLLM_SET_K, DLLM_IN_ROWS), k_slots = dllm_pack(s, DLLM_SET_K, DLLM_IN_SLOTS);
+    const dllm_rows k = dllm_pack(s, DLLM_SET_K), k_slots = dllm_pack_slots(s, DLLM_SET_K);
     dllm_enter(s, DLLM_STAGE_K);
     op->linear(d, s->keys, k_slots, s->h, k, w->k, w->k_bias);
     dllm_enter(s, DLLM_STAGE_ROPE);
     op->rope(d, s->keys, k_slots, s->cos, s->sin, k, c->head_dim, !c->rope_f32);
 
-    const dllm_rows exact = dllm_pack(s, DLLM_SET_EXACT, DLLM_IN_ROWS), delta = dllm_pack(s, DLLM_SET_DELTA, DLLM_IN_ROWS);
+    const dllm_rows exact = dllm_pack(s, DLLM_SET_EXACT), delta = dllm_pack(s, DLLM_SET_DELTA);
     project_queries(s, w, s->q, exact);
     dllm_enter(s, DLLM_STAGE_ATTENTION);
     const int exact_spans = spans(s, false);
@@ -115,16 +141,15 @@ static void attention(dllm_session *s, const dllm_layer *w)
     project_queries(s, w, q, delta);
     dllm_enter(s, DLLM_STAGE_ATTENTION);
     const int delta_spans = spans(s, true);
-    op->attend_delta(d, s->context, delta, s->kept_context, dllm_pack(s, DLLM_SET_DELTA, DLLM_IN_CONTEXT), q, s->keys,
-                     s->new_values, dllm_pack(s, DLLM_SET_V, DLLM_IN_SLOTS), s->spans, s->columns, delta_spans, c->heads,
-                     c->kv_heads);
+    op->attend_delta(d, s->context, delta, s->kept_context, dllm_kept_rows(s, delta, DLLM_KEEP_CONTEXT), q, s->keys, s->new_values,
+                     dllm_pack_slots(s, DLLM_SET_V), s->spans, s->columns, delta_spans, c->heads, c->kv_heads);
 }
 
 /* Which rows turned since they were last seen: theirs is the feed-forward of this layer, and they enter the next one as changed. */
-static void compare_contexts(dllm_session *s)
+static void compare_contexts(dllm_session *s, dllm_rows rows)
 {
     dllm_device *d = &s->device;
-    const dllm_rows rows = dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ROWS), kept = dllm_pack(s, DLLM_SET_OUT, DLLM_IN_CONTEXT);
+    const dllm_rows kept = dllm_kept_rows(s, rows, DLLM_KEEP_CONTEXT);
     dllm_enter(s, DLLM_STAGE_CACHE);
     d->ops->cosine(d, s->similarity, s->context, rows, s->kept_context, kept, 1e-8f);
     dllm_wait(s);
@@ -142,7 +167,7 @@ static void feed_forward(dllm_session *s, const dllm_layer *w)
     dllm_device *d = &s->device;
     const dllm_ops *op = d->ops;
     const dllm_mat none = { 0 };
-    const dllm_rows rows = dllm_pack(s, DLLM_SET_FFN, DLLM_IN_ROWS), packed = dllm_range(0, rows.n);
+    const dllm_rows rows = dllm_pack(s, DLLM_SET_FFN), packed = dllm_range(0, rows.n);
     dllm_enter(s, DLLM_STAGE_NORM);
     op->rmsnorm(d, s->h, packed, s->x, rows, w->ffn_norm, s->model->config.norm_eps);
     dllm_enter(s, DLLM_STAGE_GATE);
@@ -152,7 +177,7 @@ static void feed_forward(dllm_session *s, const dllm_layer *w)
     dllm_enter(s, DLLM_STAGE_SWIGLU);
     op->swiglu(d, s->gate, s->gate, s->up, rows.n);
     dllm_enter(s, DLLM_STAGE_DOWN);
-    op->linear(d, s->ffn, dllm_pack(s, DLLM_SET_FFN, DLLM_IN_FFN), s->gate, packed, w->down, none);
+    op->linear(d, s->ffn, dllm_kept_rows(s, rows, DLLM_KEEP_FFN), s->gate, packed, w->down, none);
 }
 
 static void run_layer(dllm_session *s)
@@ -162,22 +187,21 @@ static void run_layer(dllm_session *s)
     const dllm_layer *w = &s->model->weights.layers[s->layer];
     dllm_enter(s, DLLM_STAGE_PLAN);
     choose_rows(s);
-    const dllm_rows norm = dllm_pack(s, DLLM_SET_NORM, DLLM_IN_ROWS);
+    const dllm_rows norm = dllm_pack(s, DLLM_SET_NORM);
     dllm_enter(s, DLLM_STAGE_NORM);
     op->rmsnorm(d, s->h, norm, s->x, norm, w->attn_norm, s->model->config.norm_eps);
     project_values(s, w);
     drop_unread(s);
     attention(s, w);
-    const dllm_rows travel = dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ROWS);
-    if (s->strategy->after_context) compare_contexts(s);
+    const dllm_rows travel = dllm_pack(s, DLLM_SET_TRAVEL), out = dllm_pack(s, DLLM_SET_OUT);
+    if (s->strategy->after_context) compare_contexts(s, out);
     dllm_enter(s, DLLM_STAGE_O);
-    op->linear(d, s->attn, dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ATTN), s->context, dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ROWS), w->o,
-               (dllm_mat){ 0 });
+    op->linear(d, s->attn, dllm_kept_rows(s, out, DLLM_KEEP_ATTN), s->context, out, w->o, (dllm_mat){ 0 });
     dllm_enter(s, DLLM_STAGE_ADD);
-    op->add(d, s->x, travel, s->attn, dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ATTN));
+    op->add(d, s->x, travel, s->attn, dllm_kept_rows(s, travel, DLLM_KEEP_ATTN));
     feed_forward(s, w);
     dllm_enter(s, DLLM_STAGE_ADD);
-    op->add(d, s->x, travel, s->ffn, dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_FFN));
+    op->add(d, s->x, travel, s->ffn, dllm_kept_rows(s, travel, DLLM_KEEP_FFN));
     if (s->strategy->after_layer) dllm_enter(s, DLLM_STAGE_CACHE);
     for (int32_t b = 0, at = 0; s->strategy->after_layer && b < s->n_sequences; b++) {
         const dllm_rows exact = s->layer_rows[b].exact;
@@ -239,7 +263,7 @@ static void run_branch(dllm_session *s)
         s->sequences[b].changed = s->plans[b].changed;
     }
     dllm_make_room(s);
-    const dllm_rows travel = dllm_pack(s, DLLM_SET_TRAVEL, DLLM_IN_ROWS);
+    const dllm_rows travel = dllm_pack(s, DLLM_SET_TRAVEL);
     dllm_enter(s, DLLM_STAGE_EMBED);
     op->embed(&s->device, s->x, travel, m->weights.embed, s->ids[s->branch]);
     for (s->layer = 0; s->layer < m->config.layers; s->layer++) {
@@ -248,7 +272,7 @@ static void run_branch(dllm_session *s)
     }
     for (int b = 0; b < s->n_sequences; b++) s->layer_rows[b].out = s->sequences[b].ask;
     dllm_make_room(s);
-    const dllm_rows ask = dllm_pack(s, DLLM_SET_OUT, DLLM_IN_ROWS);
+    const dllm_rows ask = dllm_pack(s, DLLM_SET_OUT);
     dllm_enter(s, DLLM_STAGE_NORM);
     op->rmsnorm(&s->device, s->final[s->branch], dllm_range(0, ask.n), s->x, ask, m->weights.norm, m->config.norm_eps);
     if (s->hidden) keep_hidden(s, s->final[s->branch]);

@@ -79,8 +79,10 @@ struct dllm_session {
 
     int32_t *ids[DLLM_BRANCHES]; /* [rows]; the second branch has its condition blanked */
     int32_t *places;             /* arena of what kernels read: packed sets that are no range, spans, columns; see dllm_make_room */
-    int64_t places_used, n_places;
+    int64_t places_used;
     int32_t *picks;        /* [DLLM_PICKS * rows], the sequences' rooms */
+    int32_t *picked;       /* [rows] what kernels pick, in memory of the device, and */
+    int32_t *picked_seen;  /* [rows] the host's copy, if somebody watches */
     dllm_span *spans;      /* of the attention that is asked next, in the arena */
     dllm_columns *columns; /* likewise */
 
@@ -94,7 +96,7 @@ struct dllm_session {
     dllm_mat kept_context;         /* [branches * layers * rows, heads * head_dim], or nothing */
     dllm_mat new_values;           /* [rows, kv_heads * head_dim], for methods that compare them with the kept ones */
     int64_t kept_slots;            /* of one layer */
-    float *similarity, *space;     /* [rows], [2 * rows], for the hooks */
+    float *similarity;             /* [rows]; the host sees it where after_context wants it, or somebody watches */
     dllm_mat final[DLLM_BRANCHES]; /* [rows + n_sequences, dim]: asked rows after the last norm, packed from 0; then carried ones */
     dllm_mat logits[DLLM_BRANCHES]; /* [head_rows, vocab] float32; nothing until logits are asked for, see dllm_need_logits */
     dllm_mat residual;              /* [rows, vocab] float32: what guidance added last, if it is not asked every step */

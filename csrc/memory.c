@@ -112,11 +112,20 @@ static void take_decoding(dllm_session *s)
     s->revealed = take(s, "revealed rows", rows, sizeof *s->revealed);
 }
 
-/* Row numbers of what one layer asks of kernels, at most: its packed sets, and spans with their columns, of exact and of delta attention. */
+enum { NUMBERS = sizeof(int32_t) };
+
+/* What one layer asks of kernels, at most, in row numbers: its packed sets; of every sequence two picks, and spans with their columns, of
+ * exact and of delta attention. */
 static int64_t layer_room(const dllm_session *s)
 {
-    enum { SETS = 20, OF_A_SPAN = (sizeof(dllm_span) + sizeof(dllm_columns)) / sizeof(int32_t) };
-    return SETS * s->rows + 2 * OF_A_SPAN * s->n_sequences;
+    enum { SETS = 11, OF_A_SEQUENCE = 2 * (sizeof(dllm_pick) + sizeof(dllm_span) + sizeof(dllm_columns)) / NUMBERS };
+    return SETS * s->rows + OF_A_SEQUENCE * s->n_sequences;
+}
+
+/* On a device the layers of a whole step lie one behind the other, the first and the last embedding, norm and head. */
+static int64_t step_room(const dllm_session *s)
+{
+    return layer_room(s) * (dllm_is_host(&s->device) ? 1 : s->branches * (s->model->config.layers + 2));
 }
 
 int dllm_take_memory(dllm_session *s)
@@ -125,17 +134,17 @@ int dllm_take_memory(dllm_session *s)
     s->plans = take(s, "plans", s->n_sequences, sizeof *s->plans);
     s->layer_rows = take(s, "row sets", s->n_sequences, sizeof *s->layer_rows);
     s->times = take(s, "time schedule", dllm_block_steps(&s->params) + 1, sizeof *s->times);
-    s->n_places = layer_room(s) * (dllm_is_host(&s->device) ? 1 : 2);
-    s->places = take(s, "row numbers", s->n_places, sizeof *s->places);
+    s->places = take(s, "row numbers", step_room(s), sizeof *s->places);
     s->picks = take(s, "chosen rows", DLLM_PICKS * rows, sizeof *s->picks);
-    s->similarity = take(s, "similarities", rows, sizeof *s->similarity);
-    s->space = take(s, "hooks' space", 2 * rows, sizeof *s->space);
+    s->picked = take_from(s, false, "picked rows", rows, sizeof *s->picked);
+    s->similarity = take_from(s, s->strategy->after_context || s->params.watch, "similarities", rows, sizeof *s->similarity);
     take_network(s);
     take_decoding(s);
     if (watched) {
         s->mode = take(s, "watched modes", watched * s->n_sequences, sizeof *s->mode);
         s->chosen = take(s, "watched rows", watched * rows, sizeof *s->chosen);
         s->seen = take(s, "watched values", watched * rows, sizeof *s->seen);
+        s->picked_seen = take(s, "watched row numbers", rows, sizeof *s->picked_seen);
     }
     s->device.scratch_bytes = s->device.ops->scratch(&s->device, &s->model->config, s->model->act, rows, rows);
     s->device.scratch = take_from(s, false, "kernel scratch", 1, s->device.scratch_bytes);
@@ -189,17 +198,14 @@ void dllm_wait(dllm_session *s)
 int dllm_check_device(dllm_session *s)
 {
     const int status = await_device(s);
+    s->places_used = 0;
     return status < 0 ? dllm_fail(status, "%s", s->device.why) : 0;
 }
 
 /* ---- row numbers ---------------------------------------------------------------------------------------------------------------- */
 void dllm_make_room(dllm_session *s)
 {
-    if (!dllm_is_host(&s->device)) {
-        if (s->places_used + layer_room(s) <= s->n_places) return; /* kernels may still read the others */
-        dllm_wait(s);
-    }
-    s->places_used = 0;
+    if (dllm_is_host(&s->device)) s->places_used = 0; /* elsewhere kernels may still read the others */
 }
 
 int32_t *dllm_room(dllm_session *s, int64_t n)
@@ -207,6 +213,24 @@ int32_t *dllm_room(dllm_session *s, int64_t n)
     int32_t *p = s->places + s->places_used;
     s->places_used += n;
     return p;
+}
+
+dllm_pick *dllm_room_for_picks(dllm_session *s, int64_t n)
+{
+    return (dllm_pick *)dllm_room(s, n * (int64_t)(sizeof(dllm_pick) / NUMBERS));
+}
+
+bool dllm_is_picked(const dllm_session *s, dllm_rows rows)
+{
+    return (uintptr_t)rows.idx - (uintptr_t)s->picked < (size_t)s->rows * sizeof *s->picked;
+}
+
+dllm_rows dllm_read_picked(dllm_session *s, dllm_rows rows)
+{
+    if (!dllm_is_picked(s, rows) || dllm_is_host(&s->device)) return rows;
+    s->device.ops->copy_out(&s->device, s->picked_seen, rows.idx, (size_t)rows.n * sizeof *s->picked_seen);
+    rows.idx = s->picked_seen;
+    return rows;
 }
 
 /* ---- copies --------------------------------------------------------------------------------------------------------------------- */

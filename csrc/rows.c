@@ -1,7 +1,4 @@
 /* rows.c: row sets. A set that is a range stays one, so that kernels need no gather. */
-#include <math.h>
-#include <string.h>
-
 #include "session.h"
 
 dllm_rows dllm_range(int32_t first, int32_t n) { return (dllm_rows){ .first = first, .n = n }; }
@@ -10,7 +7,7 @@ dllm_rows dllm_from(dllm_rows rows, int32_t first)
 {
     int32_t gone = 0;
     while (gone < rows.n && dllm_row(rows, gone) < first) gone++;
-    return (dllm_rows){ .idx = rows.idx ? rows.idx + gone : NULL, .first = rows.first + gone, .n = rows.n - gone };
+    return dllm_part(rows, gone, rows.n - gone);
 }
 
 dllm_rows dllm_without(int32_t *space, dllm_rows all, dllm_rows some)
@@ -36,43 +33,6 @@ dllm_rows dllm_join(int32_t *space, dllm_rows a, dllm_rows b)
     return both;
 }
 
-/* The k-th largest of n numbers, by quickselect; x is shuffled. */
-static float kth_largest(float *x, int32_t n, int32_t k)
-{
-    int32_t lo = 0, hi = n - 1;
-    while (lo < hi) {
-        const float pivot = x[lo + (hi - lo) / 2];
-        int32_t i = lo, j = hi;
-        while (i <= j) {
-            while (x[i] > pivot) i++;
-            while (x[j] < pivot) j--;
-            if (i <= j) {
-                const float t = x[i];
-                x[i++] = x[j];
-                x[j--] = t;
-            }
-        }
-        if (k - 1 <= j) hi = j;
-        else if (k - 1 >= i) lo = i;
-        else break;
-    }
-    return x[k - 1];
-}
-
-int32_t dllm_highest(int32_t *out, const float *score, int32_t n, int32_t k, float *space)
-{
-    if (k > n) k = n;
-    if (k <= 0) return 0;
-    memcpy(space, score, (size_t)n * sizeof *space);
-    const float limit = kth_largest(space, n, k);
-    int32_t ties = k, chosen = 0;
-    for (int32_t i = 0; i < n; i++) ties -= score[i] > limit;
-    for (int32_t i = 0; i < n; i++) {
-        if (score[i] > limit || (score[i] == limit && ties-- > 0)) out[chosen++] = i;
-    }
-    return chosen;
-}
-
 /* ---- sets of all sequences, packed for a kernel --------------------------------------------------------------------------------------- */
 static dllm_rows set_of(const dllm_layer_rows *r, dllm_set which)
 {
@@ -96,49 +56,57 @@ static dllm_rows set_of(const dllm_layer_rows *r, dllm_set which)
     }
 }
 
-/* Where row 0 of a sequence lies in a matrix: what layers keep comes first, then the rows that pass and are forgotten. */
-static int64_t kept_base(const dllm_session *s, int b, bool kept)
+/* Where slot 0 of a sequence lies in keys and values: what layers keep comes first, then the rows that pass and are forgotten. */
+int64_t dllm_first_slot(const dllm_session *s, int b)
 {
     const int64_t layers = s->model->config.layers;
-    return (kept ? (s->branch * layers + s->layer) * s->rows : 0) + s->sequences[b].first;
+    if (s->plans[b].store) return (s->branch * layers + s->layer) * s->kept_slots + s->sequences[b].slot;
+    return s->branches * layers * s->kept_slots + s->sequences[b].first;
 }
 
-static int64_t base_of(const dllm_session *s, int b, dllm_space space)
+/* A sequence's set, as rows of the batch or as slots of keys and values. */
+static dllm_rows set_at(const dllm_session *s, int b, dllm_set which, bool slots)
 {
-    const int64_t layers = s->model->config.layers;
-    const dllm_plan *p = &s->plans[b];
-    switch (space) {
-    case DLLM_IN_ROWS:
-        return s->sequences[b].first;
-    case DLLM_IN_CONTEXT:
-        return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_CONTEXT);
-    case DLLM_IN_ATTN:
-        return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_ATTN);
-    case DLLM_IN_FFN:
-        return kept_base(s, b, s->strategy->keeps & DLLM_KEEP_FFN);
-    case DLLM_IN_SLOTS:
-        if (p->store) return (s->branch * layers + s->layer) * s->kept_slots + s->sequences[b].slot + p->slot_shift;
-        return s->branches * layers * s->kept_slots + s->sequences[b].first + p->slot_shift;
-    }
-    return 0;
+    dllm_rows set = set_of(&s->layer_rows[b], which);
+    set.first += (int32_t)(slots ? dllm_first_slot(s, b) + s->plans[b].slot_shift : s->sequences[b].first);
+    return set;
 }
 
-int64_t dllm_first_slot(const dllm_session *s, int b) { return base_of(s, b, DLLM_IN_SLOTS) - s->plans[b].slot_shift; }
-
-dllm_rows dllm_pack(dllm_session *s, dllm_set which, dllm_space space)
+/* Do ranges touch, or row numbers that kernels wrote, and that the host cannot see, lie one behind the other? */
+static bool goes_on(const dllm_session *s, dllm_rows a, dllm_rows b)
 {
-    int32_t *const out = dllm_room(s, 0);
-    dllm_rows packed = { .idx = out };
-    bool touching = true;
+    if (b.idx && !dllm_is_picked(s, b)) return false;
+    if (a.n == 0) return true;
+    return a.idx ? b.idx == a.idx + a.n && b.first == a.first : !b.idx && b.first == a.first + a.n;
+}
+
+static dllm_rows pack(dllm_session *s, dllm_set which, bool slots)
+{
+    dllm_rows all = { 0 };
+    bool whole = true;
     for (int b = 0; b < s->n_sequences; b++) {
-        const dllm_rows set = set_of(&s->layer_rows[b], which);
+        const dllm_rows set = set_at(s, b, which, slots);
         if (set.n == 0) continue;
-        const int32_t from = (int32_t)base_of(s, b, space);
-        if (packed.n == 0) packed.first = from + set.first;
-        touching &= !set.idx && from + set.first == packed.first + packed.n;
-        for (int32_t i = 0; i < set.n; i++) out[packed.n++] = from + dllm_row(set, i);
+        whole = whole && goes_on(s, all, set);
+        if (all.n == 0) all = set;
+        else all.n += set.n;
     }
-    if (touching) packed.idx = NULL;
-    else dllm_room(s, packed.n);
+    if (whole) return all;
+    int32_t *const numbers = dllm_room(s, all.n), *next = numbers;
+    for (int b = 0; b < s->n_sequences; b++) {
+        const dllm_rows set = set_at(s, b, which, slots);
+        for (int32_t i = 0; i < set.n; i++) *next++ = dllm_row(set, i);
+    }
+    return (dllm_rows){ .idx = numbers, .n = all.n };
+}
+
+dllm_rows dllm_pack(dllm_session *s, dllm_set which) { return pack(s, which, false); }
+
+dllm_rows dllm_pack_slots(dllm_session *s, dllm_set which) { return pack(s, which, true); }
+
+dllm_rows dllm_kept_rows(const dllm_session *s, dllm_rows packed, unsigned output)
+{
+    const int64_t layer = s->branch * (int64_t)s->model->config.layers + s->layer;
+    if (s->strategy->keeps & output) packed.first += (int32_t)(layer * s->rows);
     return packed;
 }

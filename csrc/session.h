@@ -9,10 +9,8 @@ dllm_rows dllm_range(int32_t first, int32_t n);
 dllm_rows dllm_from(dllm_rows rows, int32_t first); /* without those below first */
 dllm_rows dllm_without(int32_t *space, dllm_rows all, dllm_rows some);
 dllm_rows dllm_join(int32_t *space, dllm_rows a, dllm_rows b);
-/* Indices of the k highest scores, ascending, ties to the lowest; space: n floats. Returns how many. */
-int32_t dllm_highest(int32_t *out, const float *score, int32_t n, int32_t k, float *space);
 
-/* A layer's sets are kept per sequence; kernels get them packed, as rows of the matrix they address. */
+/* A layer's sets are kept per sequence; kernels get them packed: as rows of a batch, or as slots of keys and values. */
 typedef enum {
     DLLM_SET_NORM,
     DLLM_SET_V,
@@ -23,8 +21,10 @@ typedef enum {
     DLLM_SET_FFN,
     DLLM_SET_TRAVEL
 } dllm_set;
-typedef enum { DLLM_IN_ROWS, DLLM_IN_SLOTS, DLLM_IN_CONTEXT, DLLM_IN_ATTN, DLLM_IN_FFN } dllm_space;
-dllm_rows dllm_pack(dllm_session *s, dllm_set which, dllm_space space);
+dllm_rows dllm_pack(dllm_session *s, dllm_set which);
+dllm_rows dllm_pack_slots(dllm_session *s, dllm_set which);
+/* Packed rows in the pool of an output, one of DLLM_KEEP_*: what layers keep of it lies there, layer after layer. */
+dllm_rows dllm_kept_rows(const dllm_session *s, dllm_rows packed, unsigned output);
 int64_t dllm_first_slot(const dllm_session *s, int sequence); /* row of keys and values that is its slot 0 */
 
 /* session.c */
@@ -43,11 +43,15 @@ int dllm_need_logits(dllm_session *s);               /* room for logits, if deco
 void dllm_give_memory(dllm_session *s);
 /* The host reads what kernels write only after one of these; the first leaves a failure for the other to tell. */
 void dllm_wait(dllm_session *s);
-int dllm_check_device(dllm_session *s); /* 0, or the device's first failure */
+int dllm_check_device(dllm_session *s); /* 0, or the device's first failure; no kernel runs any more */
 /* Numbers for kernels to read: room for n of them, which stay until the next dllm_make_room and as long as kernels may read them. Between
  * two of these lies what one layer asks for. */
 void dllm_make_room(dllm_session *s);
 int32_t *dllm_room(dllm_session *s, int64_t n);
+dllm_pick *dllm_room_for_picks(dllm_session *s, int64_t n);
+/* Row numbers that a kernel picked lie in s->picked, until the next pick: a session's own, in the order of the calls. */
+bool dllm_is_picked(const dllm_session *s, dllm_rows rows);
+dllm_rows dllm_read_picked(dllm_session *s, dllm_rows rows); /* for the host to see, until the next call; waits */
 void dllm_upload(dllm_session *s, dllm_mat to, int64_t row, const void *from, int64_t n); /* n whole rows */
 void dllm_download(dllm_session *s, void *to, dllm_mat from, int64_t n);                  /* its first n rows */
 const float *dllm_logits_row(dllm_session *s, int32_t i);                                 /* of logits[0]; until the next call */
@@ -65,7 +69,7 @@ void dllm_count_layer(dllm_session *s);                              /* the laye
 void dllm_count_head(dllm_session *s, int64_t rows, bool to_memory); /* to_memory: its logits go there */
 void dllm_count_logits(dllm_session *s, int64_t rows, int times);    /* so many passes over rows of logits */
 
-/* watch.c: what a method did, for whoever asked to see it. Nothing happens if nobody did. */
+/* watch.c: what a method did, for whoever asked to see it. Nothing happens if nobody did; else the host waits for the kernels. */
 void dllm_watch_clear(dllm_session *s);
 void dllm_watch_mode(dllm_session *s, const dllm_sequence *q, int mode);
 void dllm_watch_chosen(dllm_session *s, const dllm_sequence *q, dllm_rows chosen);

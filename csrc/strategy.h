@@ -24,9 +24,14 @@ struct dllm_layer_rows {
     dllm_rows delta;    /* queries computed; attention corrected by what the values v moved */
     dllm_rows out, ffn; /* output projection and feed-forward computed */
     dllm_rows travel;   /* residual stream goes on, with what was computed now or kept from before */
+    /* Of the last rows of v, a range, those join whose values turned most, `turned` of them. Which ones only the device knows. If there are any,
+     * all sequences have k, exact, out and ffn alike: one range before them. */
+    dllm_rows among;
+    int32_t turned;
 };
 
-/* What a layer remembers between passes: one row a row of the sequence, except K and V, which have slots. */
+/* What a layer remembers between passes: one row a row of the sequence, except K and V, which have slots. Where values are compared with
+ * those of the pass before, every row has a slot of its number. */
 enum { DLLM_KEEP_CONTEXT = 1, DLLM_KEEP_ATTN = 2, DLLM_KEEP_FFN = 4, DLLM_COMPARE_VALUES = 8 };
 
 typedef struct {
@@ -41,11 +46,9 @@ struct dllm_strategy {
     int (*check)(const dllm_params *p, const dllm_config *c);        /* may be NULL: refuses what does not fit */
     int32_t (*slots)(const dllm_session *s, const dllm_sequence *q); /* K/V slots of a layer that outlive a pass */
     void (*plan)(dllm_session *s, dllm_sequence *q, dllm_plan *p);
-    /* The hooks of a layer, in order. Any may be NULL. Kernels that they ask read row numbers from dllm_room() alone, and what those
-     * write is read after dllm_wait(). */
+    /* The hooks of a layer, in order. Any may be NULL. Kernels that they ask read row numbers that lie in dllm_room() or that kernels
+     * picked; what those write, the host reads after dllm_wait(), for which the device stands still. */
     void (*choose)(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r); /* another start than "everything that changed" */
-    void (*after_values)(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r,
-                         const float *similarity); /* of r->v, new and kept */
     dllm_rows (*after_context)(dllm_session *s, dllm_sequence *q, dllm_rows rows,
                                const float *similarity); /* rows whose FFN is due */
     void (*after_layer)(dllm_session *s, dllm_sequence *q, dllm_rows exact, int32_t first_query);

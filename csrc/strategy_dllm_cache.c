@@ -31,40 +31,19 @@ static void plan(dllm_session *s, dllm_sequence *q, dllm_plan *p)
     p->store = true;
 }
 
-/* The rows before the answer that this layer recomputes. */
-static dllm_rows prompt_rows(const dllm_session *s, const dllm_sequence *q, const phase *now)
-{
-    const int32_t travel = s->plans[q->index].rows.first;
-    return dllm_range(travel, now->prompt_due || s->layer == 0 ? now->first - travel : 0);
-}
-
 static void choose(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r)
 {
     const phase now = phase_of(s, q);
-    const bool whole_answer = now.answer_due || s->layer == 0;
-    const dllm_rows prompt = prompt_rows(s, q, &now);
-    const dllm_rows both = prompt.n ? dllm_range(prompt.first, q->len - prompt.first) : dllm_range(now.first, q->len - now.first);
-    const dllm_rows due = whole_answer ? both : prompt;
+    const bool whole_prompt = now.prompt_due || s->layer == 0, whole_answer = now.answer_due || s->layer == 0;
+    const int32_t first = whole_prompt ? s->plans[q->index].rows.first : now.first;
+    const dllm_rows prompt = dllm_range(first, now.first - first), both = dllm_range(first, q->len - first);
     r->v = r->norm = whole_answer || now.ratio > 0 ? both : prompt;
-    r->k = r->exact = r->out = r->ffn = due;
-    dllm_watch_mode(s, q, (whole_answer ? 0 : 2) + (now.prompt_due || s->layer == 0 ? 0 : 1));
-}
-
-/* V-verify: the m answer rows whose values turned most since the previous pass. */
-static void after_values(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r, const float *similarity)
-{
-    const phase now = phase_of(s, q);
-    if (now.answer_due || s->layer == 0 || now.ratio == 0) return;
-    const dllm_rows prompt = prompt_rows(s, q, &now);
-    const int32_t n = q->len - now.first;
-    float *turned = s->space;
-    for (int32_t i = 0; i < n; i++) turned[i] = -similarity[prompt.n + i];
-    dllm_rows chosen = { .idx = q->pick[1] };
-    chosen.n = dllm_highest(q->pick[1], turned, n, (int32_t)((double)n * now.ratio), turned + n);
-    for (int32_t i = 0; i < chosen.n; i++) q->pick[1][i] += now.first;
-    dllm_watch_chosen(s, q, chosen);
-    dllm_watch_seen(s, q, dllm_range(now.first, n), similarity + prompt.n);
-    r->k = r->exact = r->out = r->ffn = dllm_join(q->pick[0], prompt, chosen);
+    r->k = r->exact = r->out = r->ffn = whole_answer ? both : prompt;
+    if (!whole_answer && now.ratio > 0) { /* V-verify */
+        r->among = dllm_range(now.first, q->len - now.first);
+        r->turned = (int32_t)((double)r->among.n * now.ratio);
+    }
+    dllm_watch_mode(s, q, (whole_answer ? 0 : 2) + (whole_prompt ? 0 : 1));
 }
 
 const dllm_strategy dllm_strategy_dllm_cache = {
@@ -78,5 +57,4 @@ const dllm_strategy dllm_strategy_dllm_cache = {
     .slots = slots,
     .plan = plan,
     .choose = choose,
-    .after_values = after_values,
 };

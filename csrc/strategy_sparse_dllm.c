@@ -48,37 +48,24 @@ static int32_t place_of(dllm_rows exact, int32_t row)
     return at;
 }
 
-/* Running maximum over `kernel` neighbours on the line of candidates, where prefix and suffix touch. */
-static void pool(float *out, const float *score, int32_t n, int32_t kernel)
-{
-    const int32_t half = kernel / 2;
-    for (int32_t i = 0; i < n; i++) {
-        out[i] = score[i];
-        for (int32_t j = i - half < 0 ? 0 : i - half; j <= i + half && j < n; j++) out[i] = score[j] > out[i] ? score[j] : out[i];
-    }
-}
-
+/* The max-pool over scores runs on the line of candidates, where prefix and suffix touch. */
 static void after_layer(dllm_session *s, dllm_sequence *q, dllm_rows exact, int32_t first_query)
 {
     dllm_device *d = &s->device;
     const dllm_config *c = &s->model->config;
     if (q->block_step != 1) return;
-    const int32_t block = q->hi - q->lo, others = q->len - block, passing = (int32_t)dllm_first_slot(s, q->index);
+    const int32_t block = q->hi - q->lo, n = keep(s, q), passing = (int32_t)dllm_first_slot(s, q->index);
     const int32_t kept = (int32_t)((s->branch * c->layers + s->layer) * s->kept_slots) + q->slot;
-    float *score = s->similarity, *pooled = s->space;
-    d->ops->importance(d, score, s->q, dllm_range(first_query + place_of(exact, q->lo), block), s->keys,
+    const dllm_rows chosen = { .idx = s->picked, .n = n }, from = { .idx = s->picked, .first = passing, .n = n };
+    dllm_pick *pick = dllm_room_for_picks(s, 1);
+    *pick = (dllm_pick){ .n = q->len, .gap = q->lo, .n_gap = block, .pool = (int32_t)s->params.options[KERNEL], .take = n };
+    d->ops->importance(d, s->similarity, s->q, dllm_range(first_query + place_of(exact, q->lo), block), s->keys,
                        dllm_range(passing, q->len), c->heads, c->kv_heads);
-    dllm_wait(s);
-    dllm_watch_seen(s, q, dllm_range(0, q->len), score);
-    for (int32_t i = q->lo; i < others; i++) score[i] = score[i + block];
-    pool(pooled, score, others, (int32_t)s->params.options[KERNEL]);
-    int32_t *rows = dllm_room(s, keep(s, q));
-    const int32_t n = dllm_highest(rows, pooled, others, keep(s, q), pooled + others);
-    for (int32_t i = 0; i < n; i++) rows[i] += rows[i] < q->lo ? 0 : block;
-    dllm_watch_chosen(s, q, (dllm_rows){ .idx = rows, .n = n });
-    for (int32_t i = 0; i < n; i++) rows[i] += passing;
-    d->ops->copy(d, s->keys, dllm_range(kept, n), s->keys, (dllm_rows){ .idx = rows, .n = n });
-    d->ops->copy(d, s->values, dllm_range(kept, n), s->values, (dllm_rows){ .idx = rows, .n = n });
+    d->ops->pick(d, s->picked, s->similarity, pick, 1);
+    dllm_watch_seen(s, q, dllm_range(0, q->len), s->similarity);
+    dllm_watch_chosen(s, q, chosen);
+    d->ops->copy(d, s->keys, dllm_range(kept, n), s->keys, from);
+    d->ops->copy(d, s->values, dllm_range(kept, n), s->values, from);
     dllm_count_rows(s, DLLM_STAGE_CACHE, (uint64_t)block, s->q.cols);
     dllm_count_rows(s, DLLM_STAGE_CACHE, (uint64_t)(q->len + 2 * 2 * n), s->keys.cols);
 }

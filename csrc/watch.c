@@ -23,12 +23,14 @@ void dllm_watch_mode(dllm_session *s, const dllm_sequence *q, int mode)
 void dllm_watch_chosen(dllm_session *s, const dllm_sequence *q, dllm_rows chosen)
 {
     if (!s->chosen) return;
+    chosen = dllm_read_picked(s, chosen);
     for (int32_t i = 0; i < chosen.n; i++) s->chosen[layer_at(s) * s->rows + q->first + dllm_row(chosen, i)] = 1;
 }
 
 void dllm_watch_seen(dllm_session *s, const dllm_sequence *q, dllm_rows rows, const float *values)
 {
     if (!s->chosen) return;
+    dllm_wait(s);
     for (int32_t i = 0; i < rows.n; i++) s->seen[layer_at(s) * s->rows + q->first + dllm_row(rows, i)] = values[i];
 }
 

@@ -6,8 +6,8 @@
  *   - Every kernel accepts 0 rows and then touches nothing.
  *   - Kernels may run after the call returns, in the order of the calls; sync() waits for them. Matrices lie in memory of alloc(); weights, and
  *     logits of linear and copy, maybe in others' on the device, with gaps between rows and aligned to their numbers alone. What the
- *     host writes or reads, too, lies in memory of alloc_shared(): row numbers, ids, spans, columns, keys, noise, targets, and the results
- *     of cosine, importance, predict and nll. It must stay as it is until the kernels that read it have run.
+ *     host writes or reads, too, lies in memory of alloc_shared(): row numbers, ids, spans, columns, picks, keys, noise, targets,
+ *     and those results of cosine, importance, predict and nll that it reads. It must stay as it is until the kernels that read it have run.
  *   - Outputs do not overlap inputs unless the comment says "in place".
  *   - Activations are stored in one dtype T (float32, bfloat16 or float16). "-> T" marks where a value is rounded to T; everything
  *     between two marks is float32 or better. Weights may have another dtype than activations.
@@ -25,7 +25,7 @@
 extern "C" {
 #endif
 
-/* A set of rows. idx NULL: first, first + 1, ... (no gather). */
+/* A set of rows: first + idx[0], first + idx[1], ... idx NULL: first, first + 1, ... (no gather). */
 typedef struct {
     const int32_t *idx;
     int32_t first, n;
@@ -40,6 +40,14 @@ typedef struct {
 typedef struct {
     int32_t first, n;
 } dllm_columns;
+
+/* Of scores [first, first + n), less the n_gap from gap on (which counts from first; the others close up), the `take` highest or, with
+ * lowest, the lowest. Each counts as much as the best of `pool` neighbours, of whom it is the middle one; 0: of itself. */
+typedef struct {
+    int32_t first, n, gap, n_gap, pool;
+    bool lowest;
+    int32_t take, to, add; /* out[to], out[to + 1], ... get their numbers, counted from first, plus add */
+} dllm_pick;
 
 /* How tokens are drawn from logits and scored. One per call: what differs between families and flags is data here. */
 typedef struct {
@@ -74,7 +82,8 @@ struct dllm_ops {
     void *(*alloc_shared)(dllm_device *d, size_t bytes);
     void (*free_shared)(dllm_device *d, void *p);
     int (*sync)(dllm_device *d); /* waits; 0, or the first failure since the last sync, which d->why explains */
-    /* Bytes of scratch the kernels of one session need for at most `rows` rows a call and `keys` keys a span. */
+    /* Bytes of scratch the kernels of one session need for at most `rows` rows a call, and `keys` keys a span or scores a
+     * call. */
     size_t (*scratch)(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys);
 
     /* x[r] = table[ids[r]] -> T for r in rows. ids is indexed by row. */
@@ -119,6 +128,11 @@ struct dllm_ops {
     /* out[j] = mean over heads h and query rows i of q_ih . k_j, k_j of head h's group: unscaled, unnormalised. */
     void (*importance)(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows, dllm_mat k, dllm_rows k_rows, int32_t heads,
                        int32_t kv_heads);
+
+    /* Which scores are the highest, for every pick: their numbers, ascending. Among equal ones the lowest number goes first; NaN counts as
+     * less than any other. No pick takes more than there are; one that takes all reads no scores; otherwise picks of a call share none.
+     * out lies in memory of the device: the row numbers are for kernels to read. */
+    void (*pick)(dllm_device *d, int32_t *out, const float *score, const dllm_pick *picks, int n);
 
     /* out = (silu(gate) -> T) * up -> T, for the first n rows. out may be gate. */
     void (*swiglu)(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n);
@@ -186,7 +200,16 @@ DLLM_INLINE bool dllm_filters(const dllm_sampling *how, int64_t vocab)
 /* Is the device's memory the host's own? Then kernels are done when their calls return. */
 DLLM_INLINE bool dllm_is_host(const dllm_device *d) { return d->ops->alloc == d->ops->alloc_shared; }
 
-DLLM_INLINE int32_t dllm_row(dllm_rows r, int32_t i) { return r.idx ? r.idx[i] : r.first + i; }
+DLLM_INLINE int32_t dllm_row(dllm_rows r, int32_t i) { return r.first + (r.idx ? r.idx[i] : i); }
+
+/* n rows of the set, from the at-th on. */
+DLLM_INLINE dllm_rows dllm_part(dllm_rows r, int32_t at, int32_t n)
+{
+    if (r.idx) r.idx += at;
+    else r.first += at;
+    r.n = n;
+    return r;
+}
 #ifdef __cplusplus
 }
 #endif

@@ -23,6 +23,7 @@ void dllm_replace_c(dllm_device *d, dllm_mat kept, dllm_rows rows, dllm_mat v);
 void dllm_cosine_c(dllm_device *d, float *out, dllm_mat a, dllm_rows a_rows, dllm_mat b, dllm_rows b_rows, float floor);
 void dllm_importance_c(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows, dllm_mat k, dllm_rows k_rows, int32_t heads,
                        int32_t kv_heads);
+void dllm_pick_c(dllm_device *d, int32_t *out, const float *score, const dllm_pick *picks, int n);
 void dllm_swiglu_c(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n);
 void dllm_predict_c(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n, const dllm_sampling *how,
                     const dllm_key *keys, const void *noise, const int32_t *noise_rows);

@@ -1,5 +1,5 @@
-/* The plain-C table. Its memory is the process's own; scratch holds one row of whatever a kernel needs a row of, and a row
- * of logits. */
+/* The plain-C table. Its memory is the process's own; scratch holds one row of whatever a kernel needs a row of and a row
+ * of logits, or scores twice. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,7 +33,7 @@ static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static size_t scratch_c(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys)
 {
     int64_t widest = larger(larger(c->dim, c->ffn_dim), larger(c->heads * c->head_dim, c->vocab));
-    return (size_t)(larger(widest, keys) + c->vocab) * sizeof(float);
+    return (size_t)larger(larger(widest, keys) + c->vocab, 2 * keys) * sizeof(float);
 }
 
 const dllm_ops dllm_ops_c = {
@@ -59,6 +59,7 @@ const dllm_ops dllm_ops_c = {
     .replace = dllm_replace_c,
     .cosine = dllm_cosine_c,
     .importance = dllm_importance_c,
+    .pick = dllm_pick_c,
     .swiglu = dllm_swiglu_c,
     .add = dllm_add_c,
     .guide = dllm_guide_c,

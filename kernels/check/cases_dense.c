@@ -60,7 +60,7 @@ static void dense_case(dllm_checker *k, const shape *s, dllm_trial_kind x, dllm_
     dllm_trial_add(&t, TRIAL_OUT, out, s->n + 3, s->m, s->m + s->gap);
     if (s->gathered) dllm_trial_gather(&t, DENSE_X);
     if (s->gathered) dllm_trial_gather(&t, DENSE_OUT);
-    t.array[DENSE_OUT].first = dllm_trial_below(k, 3);
+    else t.array[DENSE_OUT].first = dllm_trial_below(k, 3);
     dllm_trial_fill(&t, DENSE_X, s->scale);
     dllm_trial_fill(&t, DENSE_W, 1 / sqrt(s->k));
     dllm_trial_fill(&t, DENSE_BIAS, 1);
@@ -128,7 +128,7 @@ static void dense_i8_case(dllm_checker *k, const shape *s, dllm_trial_kind x, dl
     dllm_trial_add(&t, TRIAL_IN, TRIAL_F32, 1, dllm_i8_up(s->m, DLLM_I8_PANEL), 0);
     if (s->gathered) dllm_trial_gather(&t, DENSE_X);
     if (s->gathered) dllm_trial_gather(&t, DENSE_OUT);
-    t.array[DENSE_OUT].first = dllm_trial_below(k, 3);
+    else t.array[DENSE_OUT].first = dllm_trial_below(k, 3);
     fill_i8(&t, s, extreme);
     dllm_trial_fill(&t, DENSE_BIAS, 1);
     if (!extreme) spoil_rows(&t, s);

@@ -339,9 +339,10 @@ typedef struct {
 
 #define KERNEL(name) { #name, offsetof(dllm_ops, name), dllm_check_##name }
 static const kernel kernels[] = {
-    KERNEL(embed), KERNEL(rmsnorm),    KERNEL(linear),      KERNEL(rope),       KERNEL(attend),       KERNEL(attend_delta),
-    KERNEL(copy),  KERNEL(replace),    KERNEL(cosine),      KERNEL(importance), KERNEL(swiglu),       KERNEL(add),
-    KERNEL(guide), KERNEL(guide_keep), KERNEL(guide_again), KERNEL(predict),    KERNEL(head_predict), KERNEL(nll),
+    KERNEL(embed),        KERNEL(rmsnorm), KERNEL(linear),       KERNEL(rope),   KERNEL(attend),
+    KERNEL(attend_delta), KERNEL(copy),    KERNEL(replace),      KERNEL(cosine), KERNEL(importance),
+    KERNEL(pick),         KERNEL(swiglu),  KERNEL(add),          KERNEL(guide),  KERNEL(guide_keep),
+    KERNEL(guide_again),  KERNEL(predict), KERNEL(head_predict), KERNEL(nll),
 };
 enum { N_KERNELS = sizeof kernels / sizeof *kernels, MEMBER = sizeof(void (*)(void)) };
 _Static_assert(N_KERNELS *MEMBER + offsetof(dllm_ops, scratch) + MEMBER == sizeof(dllm_ops),

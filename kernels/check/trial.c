@@ -110,18 +110,20 @@ void dllm_trial_gather(dllm_trial *t, int array)
 {
     const int32_t n = (int32_t)t->array[array].rows;
     const int order = dllm_trial_add_shared(t, TRIAL_IN, TRIAL_I32, n, 1);
+    const int32_t offset = n % 5 - 2;
     for (int32_t i = 0; i < n; i++) { /* a shuffle that builds as it goes */
         const int32_t j = dllm_trial_below(t->checker, i + 1);
         dllm_trial_set(t, order, i, 0, dllm_trial_get(t, order, j, 0));
-        dllm_trial_set(t, order, j, 0, i);
+        dllm_trial_set(t, order, j, 0, i - offset);
     }
     t->array[array].order = order;
+    t->array[array].first = offset;
 }
 
 int64_t dllm_trial_place(const dllm_trial *t, int array, int32_t row)
 {
     const dllm_trial_array *a = &t->array[array];
-    return a->order < 0 ? a->first + row : (int64_t)dllm_trial_get(t, a->order, row, 0);
+    return a->first + (a->order < 0 ? row : (int64_t)dllm_trial_get(t, a->order, row, 0));
 }
 
 dllm_mat dllm_trial_mat(const dllm_trial *t, int array, void *const *at, int32_t first)
@@ -134,6 +136,6 @@ dllm_mat dllm_trial_mat(const dllm_trial *t, int array, void *const *at, int32_t
 dllm_rows dllm_trial_rows(const dllm_trial *t, int array, void *const *at, int32_t first, int32_t n)
 {
     const dllm_trial_array *a = &t->array[array];
-    if (a->order >= 0) return (dllm_rows){ .idx = (const int32_t *)at[a->order] + first, .n = n };
-    return (dllm_rows){ .first = a->first + first, .n = n };
+    const dllm_rows all = { .idx = a->order < 0 ? NULL : at[a->order], .first = a->first, .n = t->rows };
+    return dllm_part(all, first, n);
 }

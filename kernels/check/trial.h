@@ -29,7 +29,7 @@ typedef struct {
     int64_t rows, cols, stride; /* elements */
     size_t bytes, start;        /* of image; of row 0 in it */
     unsigned char *image;       /* guard, rows, guard; NULL: out of memory */
-    int order;                  /* array of row numbers, or -1: row i of the trial is row first + i here */
+    int order;                  /* array of row numbers less first, or -1: row i of the trial is row first + i here */
     int32_t first;
     double *slack; /* outputs: what is added to an epsilon of the value, in row i of the trial */
 } dllm_trial_array;
@@ -107,6 +107,7 @@ void dllm_check_copy(dllm_checker *k);
 void dllm_check_replace(dllm_checker *k);
 void dllm_check_cosine(dllm_checker *k);
 void dllm_check_importance(dllm_checker *k);
+void dllm_check_pick(dllm_checker *k);
 void dllm_check_swiglu(dllm_checker *k);
 void dllm_check_add(dllm_checker *k);
 void dllm_check_guide(dllm_checker *k);

@@ -219,6 +219,7 @@ void dllm_replace_cuda(dllm_device *d, dllm_mat kept, dllm_rows rows, dllm_mat v
 void dllm_cosine_cuda(dllm_device *d, float *out, dllm_mat a, dllm_rows a_rows, dllm_mat b, dllm_rows b_rows, float floor);
 void dllm_importance_cuda(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows, dllm_mat k, dllm_rows k_rows, int32_t heads,
                           int32_t kv_heads);
+void dllm_pick_cuda(dllm_device *d, int32_t *out, const float *score, const dllm_pick *picks, int n);
 void dllm_linear_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias);
 void dllm_attend_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
                       int n_spans, int32_t heads, int32_t kv_heads);

@@ -109,6 +109,7 @@ static size_t scratch_cuda(const dllm_device *d, const dllm_config *c, dllm_dtyp
     const int64_t shapes[][2] = { { wide, c->dim },       { narrow_cols, c->dim }, { c->dim, wide },
                                   { c->ffn_dim, c->dim }, { c->dim, c->ffn_dim },  { c->vocab, c->dim } };
     size_t most = SCRATCH_COUNTERS + (size_t)narrow_cols * sizeof(float);
+    most = larger_size(most, SCRATCH_COUNTERS + (size_t)keys * sizeof(uint32_t)); /* what picks order by */
     most = larger_size(most, dllm_attend_scratch(c->heads, c->head_dim, rows, keys));
     most = larger_size(most, dllm_blas_scratch(d, rows));
     most = larger_size(most, dllm_reading_scratch(c->vocab));
@@ -139,6 +140,7 @@ extern const dllm_ops dllm_ops_cuda = {
     dllm_replace_cuda,
     dllm_cosine_cuda,
     dllm_importance_cuda,
+    dllm_pick_cuda,
     dllm_swiglu_cuda,
     dllm_add_cuda,
     dllm_guide_cuda,

@@ -128,7 +128,7 @@ static void run(dllm_device *d, struct head h, dllm_product *multiply, dllm_mat 
     h.sink = (struct sink){ .take = take, .columns = PANEL };
     h.panels = ceil_div(w.rows, PANEL);
     for (int32_t at = 0; at < rows.n; at += ROUND) {
-        const dllm_rows some = { rows.idx ? rows.idx + at : NULL, rows.first + at, (int32_t)at_most(ROUND, rows.n - at) };
+        const dllm_rows some = dllm_part(rows, at, (int32_t)at_most(ROUND, rows.n - at));
         h.rows = some.n;
         run_round(d, &h, multiply, x, some, w);
         h.keys += some.n;

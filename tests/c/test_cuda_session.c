@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../kernels/ops.h"
 #include "expect.h"
 
 enum { GPU, CPU, PLACES, ROWS = 64, VOCAB = 512 };
@@ -118,6 +119,93 @@ static void run_method(dllm_model *const models[PLACES], const char *folder, con
     generate(models, &p, where);
 }
 
+/* ---- waiting ------------------------------------------------------------------------------------------------------------------ */
+enum { STEPS = 12 };
+
+/* The device's table, but what lets the host wait for the device counts. */
+static const dllm_ops *table;
+static dllm_ops counting;
+static int waits;
+
+static int sync_counted(dllm_device *d)
+{
+    waits++;
+    return table->sync(d);
+}
+
+static void copy_in_counted(dllm_device *d, void *to, const void *from, size_t bytes)
+{
+    waits++;
+    table->copy_in(d, to, from, bytes);
+}
+
+static void copy_out_counted(dllm_device *d, void *to, const void *from, size_t bytes)
+{
+    waits++;
+    table->copy_out(d, to, from, bytes);
+}
+
+static int count_waits(dllm_model *m, dllm_params *p, const char *method, int waited[STEPS])
+{
+    dllm_session *s = NULL;
+    int steps = 0;
+    dllm_params_use(p, method);
+    p->rule = DLLM_RULE_QUOTA;
+    if (strcmp(method, "dllm-cache") == 0) dllm_params_set(p, "gen_interval_steps", 3);
+    if (dllm_session_open(&s, m, p, prompts, 2) < 0) return 0;
+    for (int left = 1; left > 0 && steps < STEPS; steps++) {
+        waits = 0;
+        left = dllm_session_step(s);
+        waited[steps] = left < 0 ? -1 : waits;
+    }
+    dllm_session_close(s);
+    return steps;
+}
+
+/* The methods whose sets have sizes that the host knows wait as often in a step as the uncached model does: for the pass and for tokens. */
+static void run_waits(dllm_model *m, const char *folder)
+{
+    static const char *const methods[] = { "dllm-cache", "sparse-dllm" };
+    for (int i = 0; i < 4; i++) {
+        char where[600];
+        dllm_params p;
+        dllm_params_init(&p, dllm_model_config(m));
+        if (p.score == DLLM_SCORE_ORIGIN) p.score = DLLM_SCORE_ENTROPY;
+        p.answer_len = p.steps = STEPS;
+        p.block_len = 4;
+        p.cfg_scale = i % 2 ? 0.5f : 0;
+        snprintf(where, sizeof where, "%s, %s, guidance %g", folder, methods[i / 2], (double)p.cfg_scale);
+        int uncached[STEPS], cached[STEPS];
+        const int steps = count_waits(m, &p, "none", uncached);
+        expect(steps == STEPS && count_waits(m, &p, methods[i / 2], cached) == steps, "makes every step", where);
+        expect(steps > 0 && memcmp(cached, uncached, (size_t)steps * sizeof *cached) == 0, "waits as often as the uncached model",
+               where);
+        for (int t = 0; t < steps; t++) expect(uncached[t] == 2, "waits twice", where);
+    }
+}
+
+static void check_waits(const char *folder)
+{
+    dllm_checkpoint *files = NULL;
+    dllm_device *device = NULL;
+    dllm_model *model = NULL;
+    bool ok = dllm_checkpoint_open(&files, folder) >= 0 && dllm_device_open(&device, devices[GPU], 1) >= 0;
+    if (ok) {
+        table = device->ops;
+        counting = *table;
+        counting.sync = sync_counted;
+        counting.copy_in = copy_in_counted;
+        counting.copy_out = copy_out_counted;
+        device->ops = &counting;
+        ok = dllm_model_open(&model, device, dllm_checkpoint_config(files), dllm_checkpoint_weights(files), DLLM_F32) >= 0;
+    }
+    expect(ok, "opens", folder);
+    if (ok) run_waits(model, folder);
+    dllm_model_close(model);
+    dllm_device_close(device);
+    dllm_checkpoint_close(files);
+}
+
 /* ---- passes ------------------------------------------------------------------------------------------------------------------- */
 static void run_passes(dllm_model *const models[PLACES], const char *where)
 {
@@ -173,6 +261,9 @@ int main(int argc, char **argv)
         printf("FAILED to open the simulator: %s\n", argc < 2 ? "no path" : dllm_last_error());
         return 1;
     }
-    for (int i = 2; i < argc; i++) check_folder(argv[i]);
+    for (int i = 2; i < argc; i++) {
+        check_folder(argv[i]);
+        check_waits(argv[i]);
+    }
     return report();
 }

@@ -34,6 +34,7 @@ static void replace(dllm_device *d, dllm_mat kept, dllm_rows rows, dllm_mat v) {
 static void importance(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows, dllm_mat k, dllm_rows k_rows, int32_t h, int32_t g)
 {
 }
+static void pick(dllm_device *d, int32_t *out, const float *score, const dllm_pick *picks, int n) {}
 static void swiglu(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n) {}
 static void add(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat y, dllm_rows y_rows) {}
 static void guide(dllm_device *d, dllm_mat c, dllm_mat u, int32_t n, float scale) {}
@@ -82,6 +83,7 @@ static const dllm_ops counting = { .abi = DLLM_OPS_ABI,
                                    .replace = replace,
                                    .cosine = cosine,
                                    .importance = importance,
+                                   .pick = pick,
                                    .swiglu = swiglu,
                                    .add = add,
                                    .guide = guide,

@@ -76,12 +76,7 @@ void later(stream *queue, std::function<void()> work); /* what the host does its
 void launch(const char *name, dim3 grid, unsigned threads, size_t shared_bytes, stream *queue, std::function<void()> kernel);
 } // namespace sim
 
-template <class T> T atomicAdd(T *p, T v)
-{
-    const T old = *p;
-    *p = old + v;
-    return old;
-}
+template <class T> T atomicAdd(T *p, T v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 inline void __threadfence() {}
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline int __ffs(int x) { return __builtin_ffs(x); }

@@ -11,8 +11,7 @@ void dllm_head_predict_cuda(dllm_device *d, int32_t *token, float *score, float 
 {
     for (int32_t at = 0; at < rows.n; at += ROUND) {
         const int32_t n = rows.n - at < ROUND ? rows.n - at : ROUND;
-        const dllm_rows some = { rows.idx ? rows.idx + at : nullptr, rows.first + at, n };
-        const dense_job job = { {}, x, w, {}, {}, some };
+        const dense_job job = { {}, x, w, {}, {}, dllm_part(rows, at, n) };
         const reading r = dllm_reading_begin(d, w.rows, n, how, keys + at);
         if (x.dtype == w.dtype && x.dtype != DLLM_F32) dllm_head_tile(d, job, r);
         else dllm_head_any(d, job, r);

@@ -1,7 +1,7 @@
 /* linear_i8_amx.c: int8 weights on the AMX unit.
  *
  * Tiles of A are 16 rows of x x 64 k, tiles of B 64 k x 16 outputs, both as they were packed. Two of A and two of B meet in four of
- * C. A piece of a panel, 32 KiB, stays in L1 while all rows of x pass; with few rows it is read once, and a piece is the panel. */
+ * C. A piece of a panel, 32 KiB, stays in L1 while all rows of x pass; a whole panel does in L2, if there are few. */
 #include "linear_i8.h"
 
 #if defined(__x86_64__)
@@ -9,7 +9,10 @@
 #include "tiles.h"
 #include "vec512.h"
 
-enum { STEPS = 16 }; /* of a piece */
+enum {
+    STEPS = 16,        /* of a piece */
+    L2_BYTES = 1 << 19 /* of x that leave room for a whole panel in L2 */
+};
 
 /* C += A B over a piece. both: there is a second tile of A. A streams past B, which stays in L1: hence the hint in its loads. */
 VEC void multiply(const char *x, int64_t x_hop, const char *w, int64_t steps, struct i8_ahead ahead, const bool both)
@@ -67,7 +70,7 @@ void dllm_i8_run_amx(void *pass, int task, int thread)
     const struct i8_pass *s = pass;
     const int64_t p0 = task / s->row_tasks * s->panels_a_task, p1 = at_most(p0 + s->panels_a_task, s->panels);
     const int64_t t0 = task % s->row_tasks * s->tiles_a_task, t1 = at_most(t0 + s->tiles_a_task, s->tiles);
-    const int64_t piece = t1 - t0 > 2 ? STEPS : s->steps;
+    const int64_t piece = t1 - t0 > 2 && (t1 - t0) * s->steps * DLLM_I8_TILE > L2_BYTES ? STEPS : s->steps;
     const char *end = i8_panel(&s->p->w, s->panels);
     float *sunk = i8_sunk(s, thread);
     configure_tiles();

@@ -284,7 +284,7 @@ static void head_case(dllm_checker *k, const head_shape *s, const way *w, dllm_t
 /* The bits are those of linear and predict on the same table: numbers whose sums have an order, and inputs long enough to be cut. What is
  * compared with the twin is whether they are. */
 enum { BOTH_FUSED = SAMPLE_TOKEN, BOTH_APART, BOTH_SAME, BOTH_LOGITS = HEAD_SCALE }; /* the others as above */
-static const head_shape both_shapes[] = { { 70, 520, 333, 0, false }, { 5, 1100, 130, 3, true } };
+static const head_shape both_shapes[] = { { 66, 72, 200, 0, false }, { 5, 1100, 130, 3, true } };
 
 static bool same_bits(const dllm_trial *t, void *const *at, int32_t i)
 {

@@ -305,6 +305,7 @@ class Failure(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [gpu_standin.Tensor, gpu_standin.Exchanged])
 def test_nothing_leaks(kind, arrays, rng):
     """Models opened and closed; runs that end, that are left in the middle, that a callback or a source of noise breaks."""
@@ -335,6 +336,7 @@ def test_nothing_leaks(kind, arrays, rng):
         assert gpu_standin.held() == before
 
 
+@pytest.mark.slow  # tests/c/test_cuda_memory.c runs under sanitizers
 def test_out_of_memory_at_every_request(arrays, expected):
     """Of model and pass, by the simulator's own count of requests; the framework's, whose allocator may be refused, among them."""
     tensors, ids = on_gpu(arrays, gpu_standin.Exchanged) | {NORM: arrays[NORM]}, gpu_standin.Exchanged(GPU, expected[0])

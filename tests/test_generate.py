@@ -477,7 +477,8 @@ def test_one_session_used_twice_at_once(llada):
 
 
 INTERRUPTED = """
-import sys, numpy as np, dllm_fast
+import signal, sys, numpy as np, dllm_fast
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell started in the background ignores it
 model = dllm_fast.load(sys.argv[1], dtype="float32", device="cpu", threads=2)
 prompt, small = np.arange(20, 26)[None], dict(steps=2, gen_length=4, block_length=4)
 before = dllm_fast.generate(model, prompt, **small)

@@ -42,6 +42,7 @@ def check_rows(rows, answer=16):
         assert r["seconds"] == pytest.approx(sum(k["steps"] * k["seconds"] for k in r["kinds"].values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_everybody_is_measured(benchmark, family, tmp_path):
     torch = pytest.importorskip("torch")
@@ -96,9 +97,9 @@ def test_the_command_knows_its_parts():
     assert said.returncode == 1 and said.stderr.startswith("gpu.sh: unknown part chekc: check golden sessions") and not said.stdout
 
 
-def test_a_machine_without_torch_will_do():
+def test_a_machine_without_torch_will_do(tmp_path):
     ask = f"import sys; sys.modules['torch'] = None; sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu_models, gpu_report"
-    subprocess.run([sys.executable, "-c", ask + "; assert gpu_models.torch_place('cuda:0') == ''"], check=True)
+    subprocess.run([sys.executable, "-c", ask + "; assert gpu_models.torch_place('cuda:0') == ''"], check=True, cwd=tmp_path)
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------------------
@@ -160,6 +161,7 @@ def test_the_report_judges(report, tmp_path):
     assert float(found[1]["tokens_per_second"]) == pytest.approx(250) and found[1]["product_flops"] == "18000000000000.0"
 
 
+@pytest.mark.slow
 def test_the_report_reads_what_is_measured(benchmark, report, tmp_path):
     only = ["--without", "torch", "--device", "cpu", "--cells", "6x1,5x2", "--answer", "8", "--block", "4"]
     about, rows = measured(benchmark, tmp_path / "m", *only, "--family", "dream")

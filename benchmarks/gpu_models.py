@@ -116,11 +116,7 @@ class Field:
 
     def share(self, weights: dict[str, Any]) -> tuple[str, dllm_fast.Model]:
         """(whose our weights are, our model of torch's)."""
-        text = json.dumps(self.config)
-        try:
-            model = dllm_fast.Model.from_tensors(text, weights, device=self.args.device)
-        except ValueError:  # a build that borrows from the processor alone
-            model = dllm_fast.Model.from_tensors(text, {name: w.cpu() for name, w in weights.items()}, device=self.args.device)
+        model = dllm_fast.Model.from_tensors(json.dumps(self.config), weights, device=self.args.device)
         borrowed = model.core.pointers()["embed"] == next(iter(weights.values())).data_ptr()
         return "torch's own" if borrowed else "copies of torch's", model
 

@@ -18,6 +18,13 @@ size_t dllm_dtype_size(dllm_dtype t) { return t == DLLM_F32 ? 4 : t == DLLM_I8 ?
 
 const char *dllm_dtype_name(dllm_dtype t) { return (unsigned)t <= DLLM_I8 ? dtype_names[t] : "unknown dtype"; }
 
+bool dllm_dtype_find(const char *name, dllm_dtype *out)
+{
+    for (*out = DLLM_F32; *out <= DLLM_F16; ++*out)
+        if (strcmp(name, dtype_names[*out]) == 0) return true;
+    return false;
+}
+
 /* ---- fields ---------------------------------------------------------------------------------------------------------------- */
 typedef struct {
     const dllm_json *object;
@@ -272,10 +279,9 @@ static int read_dtype(dllm_config *c, bool *has_dtype, const reader *r)
     TRY(get(&v, r, key));
     if (!v) TRY(get(&v, r, key = "torch_dtype"));
     *has_dtype = v != NULL;
-    int dtype = DLLM_F32;
-    while (v && dtype <= DLLM_F16 && (v->kind != DLLM_JSON_STRING || strcmp(v->string, dtype_names[dtype]) != 0)) dtype++;
-    REFUSE_IF(dtype > DLLM_F16, "%s = %s is not supported; float32, bfloat16 and float16 are", key, show(r, v).text);
-    c->dtype = (dllm_dtype)dtype;
+    c->dtype = DLLM_F32;
+    REFUSE_IF(v && (v->kind != DLLM_JSON_STRING || !dllm_dtype_find(v->string, &c->dtype)),
+              "%s = %s is not supported; float32, bfloat16 and float16 are", key, show(r, v).text);
     return 0;
 }
 

@@ -51,7 +51,8 @@ const char *dllm_version(void);
 /* ---- matrices ------------------------------------------------------------------------------------------------------------ */
 typedef enum { DLLM_F32, DLLM_BF16, DLLM_F16, DLLM_I8 } dllm_dtype;
 size_t dllm_dtype_size(dllm_dtype t);
-const char *dllm_dtype_name(dllm_dtype t); /* "float32", "bfloat16", "float16", "int8" */
+const char *dllm_dtype_name(dllm_dtype t);               /* "float32", "bfloat16", "float16", "int8" */
+bool dllm_dtype_find(const char *name, dllm_dtype *out); /* of those that activations may have: all but int8 */
 
 /* A borrowed row-major matrix; row i starts at element i * stride. data NULL: there is no such matrix. A vector has rows 1.
  * DLLM_I8: weights of a matrix product, element (i, j) times scale[i]; they lie in tiles, as kernels/int8.h says. */

@@ -156,8 +156,9 @@ int dllm_take_memory(dllm_session *s)
 dllm_sequence *dllm_take_sequences(dllm_session *s)
 {
     s->blocks = calloc(MAX_BLOCKS, sizeof *s->blocks);
-    if (!s->blocks) dllm_fail(DLLM_E_MEMORY, "session: out of memory for a list of %zu bytes", MAX_BLOCKS * sizeof *s->blocks);
-    return s->blocks ? take(s, "sequences", s->n_sequences, sizeof(dllm_sequence)) : NULL;
+    if (s->blocks) return take(s, "sequences", s->n_sequences, sizeof(dllm_sequence));
+    dllm_fail(DLLM_E_MEMORY, "session: out of memory for a list of %zu bytes", MAX_BLOCKS * sizeof *s->blocks);
+    return NULL;
 }
 
 int dllm_need_logits(dllm_session *s)

@@ -9,11 +9,7 @@
 static int dtype_of(PyObject *module, const char *name, dllm_dtype fallback, dllm_dtype *out)
 {
     *out = fallback;
-    if (strcmp(name, "auto") == 0) return 0;
-    for (dllm_dtype t = DLLM_F32; t <= DLLM_F16; t++) {
-        *out = t;
-        if (strcmp(name, dllm_dtype_name(t)) == 0) return 0;
-    }
+    if (strcmp(name, "auto") == 0 || dllm_dtype_find(name, out)) return 0;
     PyErr_Format(PyExc_ValueError, "dtype '%s': 'auto', 'float32', 'bfloat16' or 'float16' expected", name);
     return -1;
 }
@@ -177,8 +173,8 @@ static PyObject *from_tensors(PyTypeObject *type, PyObject *args, PyObject *keyw
     if (status >= 0) {
         status = dllm_weights_bind(&self->bound, &c, find_tensor, &(tensor_source){ self, tensors });
         if (status < 0) dllm_py_raise(module, status);
+        else c.dtype = self->bound.embed.dtype; /* what the tensors are, whatever the config says they once were */
     }
-    c.dtype = self->bound.embed.dtype; /* what the tensors are, whatever the config says they once were */
     if (status >= 0) status = open_model(module, self, &c, &self->bound, dtype);
     if (status < 0) Py_CLEAR(self);
     else drop_copied(self);

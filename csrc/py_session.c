@@ -1,5 +1,4 @@
 /* py_session.c: _core.Session. The GIL is released around every pass; one thread at a time may be inside. */
-#include <string.h>
 
 #include "py_module.h"
 
@@ -393,14 +392,6 @@ static PyObject *kept(py_session *self, PyObject *args, PyObject *keywords)
 /* ---- passes ------------------------------------------------------------------------------------------------------------------------------------------ */
 static int storage_of(dllm_dtype t) { return t == DLLM_F32 ? NPY_FLOAT32 : NPY_UINT16; }
 
-static int dtype_of(const char *name, dllm_dtype *t)
-{
-    for (*t = DLLM_F32; *t <= DLLM_F16; ++*t)
-        if (strcmp(name, dllm_dtype_name(*t)) == 0) return 0;
-    PyErr_Format(PyExc_ValueError, "dtype '%s' is not known", name);
-    return -1;
-}
-
 static int run_logits(py_session *self, dllm_mat m, PyArrayObject *cells, bool shifted)
 {
     int status;
@@ -440,7 +431,7 @@ static PyObject *logits(py_session *self, PyObject *args, PyObject *keywords)
     long long total = dllm_session_rows(self->session);
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "|$psOOL", names, &shifted, &name, &like, &given, &total)) return NULL;
     dllm_mat m = { .rows = total, .cols = dllm_model_config(self->model->model)->vocab };
-    if (dtype_of(name, &m.dtype) < 0) return NULL;
+    if (!dllm_dtype_find(name, &m.dtype)) return PyErr_Format(PyExc_ValueError, "dtype '%s' is not known", name);
     m.stride = m.cols;
     PyArrayObject *cells = given == Py_None ? NULL : ids_array(given);
     if (!cells && given != Py_None) return NULL;

@@ -136,6 +136,16 @@ static void choose_tokens(dllm_trial *t, const way *w, int32_t vocab)
     }
 }
 
+static dllm_sampling sampling_of(const way *w)
+{
+    return (dllm_sampling){ .score = w->score,
+                            .gumbel = w->gumbel,
+                            .argmax = w->argmax,
+                            .temperature = w->temperature,
+                            .top_p = w->top_p,
+                            .top_k = w->top_k };
+}
+
 static void predict_case(dllm_checker *k, const shape *s, const way *w, look l)
 {
     dllm_trial t;
@@ -147,10 +157,7 @@ static void predict_case(dllm_checker *k, const shape *s, const way *w, look l)
     t.flag = w->recorded;
     t.tolerance = 6; /* float32 sums of many exponentials, seen: 3.6 */
     t.config.vocab = s->vocab;
-    t.how = (dllm_sampling){
-        .score = w->score, .gumbel = w->gumbel, .argmax = w->argmax, .temperature = w->temperature, .top_p = w->top_p
-    };
-    t.how.top_k = w->top_k;
+    t.how = sampling_of(w);
     dllm_trial_add(&t, TRIAL_SPENT, TRIAL_F32, s->n + 1, s->vocab, s->vocab + s->gap);
     dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_I32, s->n + 1, 1);
     dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1);
@@ -243,21 +250,25 @@ static void choose_head_tokens(dllm_trial *t, const way *w, const head_shape *s,
     }
 }
 
+static void begin_head(dllm_checker *k, dllm_trial *t, const head_shape *s, const way *w, dllm_trial_kind x,
+                       dllm_trial_kind weights, const char *more)
+{
+    dllm_trial_begin(k, t, "head_predict", s->n);
+    dllm_trial_name(t, "n %d k %d vocab %d%s%s %s %s x %s%s", (int)s->n, (int)s->k, (int)s->vocab, s->gap ? " strided" : "",
+                    s->gathered ? " gathered" : "", w->name, dllm_trial_kind_name(x), dllm_trial_kind_name(weights), more);
+    t->act = (dllm_dtype)x;
+    t->config.dim = s->k;
+    t->config.vocab = s->vocab;
+    t->how = sampling_of(w);
+}
+
 static void head_case(dllm_checker *k, const head_shape *s, const way *w, dllm_trial_kind x, dllm_trial_kind weights)
 {
     dllm_trial t;
-    dllm_trial_begin(k, &t, "head_predict", s->n);
-    dllm_trial_name(&t, "n %d k %d vocab %d%s%s %s %s x %s", (int)s->n, (int)s->k, (int)s->vocab, s->gap ? " strided" : "",
-                    s->gathered ? " gathered" : "", w->name, dllm_trial_kind_name(x), dllm_trial_kind_name(weights));
+    begin_head(k, &t, s, w, x, weights, "");
     t.run = run_head;
     t.excuse = weights == TRIAL_I8 ? NULL : near_tie; /* int8 products are the same everywhere */
     t.tolerance = 6;                                  /* as of predict; seen: 2.1 */
-    t.act = (dllm_dtype)x;
-    t.config.dim = s->k;
-    t.config.vocab = s->vocab;
-    t.how = (dllm_sampling){
-        .score = w->score, .gumbel = w->gumbel, .argmax = w->argmax, .temperature = w->temperature, .top_p = w->top_p
-    };
     dllm_trial_add(&t, TRIAL_IN, x, s->n + 3, s->k, s->k + s->gap);
     dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_I32, s->n + 1, 1);
     dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_F32, s->n + 1, 1);
@@ -313,16 +324,8 @@ static void run_both(const dllm_trial *t, dllm_device *d, void *const *at, int32
 static void both_case(dllm_checker *k, const head_shape *s, const way *w, dllm_trial_kind x, dllm_trial_kind weights)
 {
     dllm_trial t;
-    dllm_trial_begin(k, &t, "head_predict", s->n);
-    dllm_trial_name(&t, "n %d k %d vocab %d%s %s %s x %s, beside linear and predict", (int)s->n, (int)s->k, (int)s->vocab,
-                    s->gathered ? " gathered" : "", w->name, dllm_trial_kind_name(x), dllm_trial_kind_name(weights));
+    begin_head(k, &t, s, w, x, weights, ", beside linear and predict");
     t.run = run_both;
-    t.act = (dllm_dtype)x;
-    t.config.dim = s->k;
-    t.config.vocab = s->vocab;
-    t.how = (dllm_sampling){
-        .score = w->score, .gumbel = w->gumbel, .argmax = w->argmax, .temperature = w->temperature, .top_p = w->top_p
-    };
     dllm_trial_add(&t, TRIAL_IN, x, s->n + 3, s->k, s->k + s->gap);
     dllm_trial_add_shared(&t, TRIAL_WORK, TRIAL_I32, 3, s->n);
     dllm_trial_add_shared(&t, TRIAL_WORK, TRIAL_I32, 3, s->n);

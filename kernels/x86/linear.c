@@ -166,14 +166,10 @@ static void run(void *arg, int task, int thread)
 static void plan(struct pass *s, int threads)
 {
     const int64_t mr = s->kind->mr, nr = s->kind->nr;
-    s->blocks = s->blocks_a_task = ceil_div(s->rows, mr);
-    s->columns_a_task = s->p->sink ? s->p->sink->columns : 0;
-    s->row_tasks = 1;
-    if (s->p->sink) return;
-    s->columns_a_task = nr * at_least(1, at_most(COLUMNS / nr, s->p->w.rows / (nr * threads * 4)));
-    const int64_t columns = ceil_div(s->p->w.rows, s->columns_a_task);
-    s->row_tasks = at_least(1, at_most(s->blocks, 2 * threads / columns));
-    s->blocks_a_task = ceil_div(s->blocks, s->row_tasks);
+    const struct sink *sink = s->p->sink;
+    s->blocks = ceil_div(s->rows, mr);
+    s->columns_a_task = sink ? sink->columns : nr * at_least(1, at_most(COLUMNS / nr, s->p->w.rows / (nr * threads * 4)));
+    s->blocks_a_task = blocks_of_a_task(s->p, s->blocks, ceil_div(s->p->w.rows, s->columns_a_task), threads);
     s->row_tasks = ceil_div(s->blocks, s->blocks_a_task);
 }
 

@@ -75,5 +75,11 @@ void dllm_linear_refuse(dllm_device *d, size_t needed);
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* How many of the blocks of x a task takes: all, as sinks want it, unless columns of tasks are too few for the threads. */
+static inline int64_t blocks_of_a_task(const struct product *p, int64_t blocks, int64_t columns, int threads)
+{
+    return p->sink ? blocks : ceil_div(blocks, at_least(1, at_most(blocks, 2 * threads / columns)));
+}
 #endif
 #endif

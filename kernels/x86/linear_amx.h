@@ -23,6 +23,12 @@ enum {
     AMX_OUTPUTS = 256 /* and a thread has homes for so many outputs of a row */
 };
 
+/* Rows of weights to be fetched to L2 while others are worked on. */
+struct ahead {
+    const char *w;
+    int64_t stride, rows;
+};
+
 void dllm_linear_amx_few(const struct amx_pass *a);
 void dllm_linear_amx_many(const struct amx_pass *a);
 

@@ -53,12 +53,6 @@ static void pack(void *arg, int task, int thread)
     }
 }
 
-/* Rows to be fetched to L2 while others are worked on. */
-struct ahead {
-    const char *w;
-    int64_t stride, rows;
-};
-
 /* Tiles are named by constants. */
 #define EACH_TILE(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
 
@@ -208,7 +202,7 @@ static void plan(struct pass *s)
     s->strips = ceil_div(w->rows, EDGE);
     s->strips_a_task = sink ? sink->columns / EDGE : at_most(STRIPS, ceil_div(s->strips, threads * 4 * PAIR) * PAIR);
     const int64_t columns = ceil_div(s->strips, s->strips_a_task);
-    s->groups_a_task = sink ? s->groups : ceil_div(s->groups, at_least(1, at_most(s->groups, 2 * threads / columns)));
+    s->groups_a_task = blocks_of_a_task(s->a->p, s->groups, columns, threads);
     s->group_tasks = ceil_div(s->groups, s->groups_a_task);
 }
 

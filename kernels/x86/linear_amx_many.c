@@ -51,12 +51,6 @@ static void pack(void *arg, int task, int thread)
         }
 }
 
-/* Rows of weights to be fetched to L2 while others are worked on. */
-struct ahead {
-    const char *w;
-    int64_t stride, rows;
-};
-
 /* A piece of a panel to rows of A_STRIDE bytes. Rows and k that are not there become zeros. */
 static void copy_piece(char *to, const dllm_mat *w, int64_t panel, int64_t piece, int64_t steps, const struct ahead *ahead)
 {
@@ -111,11 +105,10 @@ static void run_piece(const struct pass *s, int64_t panel, int64_t piece, int64_
     const int64_t steps = steps_of(s, piece), blocks = b1 - b0;
     const int64_t early = at_most(next.rows, EARLY);
     const bool last = piece + 1 == s->pieces;
-    char *const homes = own.homes;
     copy_piece(copy, &s->a->p->w, panel, piece, steps, &next);
     next = (struct ahead){ next.w + early * next.stride, next.stride, next.rows - early };
     for (int64_t i = 0; i < blocks; i++) {
-        char *home = homes + i * HOME;
+        char *home = own.homes + i * HOME;
         const char *b = packed_at(s, piece, b0 + i);
         const int64_t row = next.rows * i / blocks, rows = next.rows * (i + 1) / blocks - row;
         const struct ahead ahead = { next.w + row * next.stride, next.stride, rows };
@@ -124,8 +117,9 @@ static void run_piece(const struct pass *s, int64_t panel, int64_t piece, int64_
         if (halves(s, b0 + i)) multiply(copy, b, steps, ahead, true);
         else multiply(copy, b, steps, ahead, false);
     }
-    turn_sums(homes + (blocks - 1) * HOME, NULL, true);
-    if (last) store_block(s, homes + (blocks - 1) * HOME, b1 - 1, panel, own.sunk);
+    char *const home = own.homes + (blocks - 1) * HOME;
+    turn_sums(home, NULL, true);
+    if (last) store_block(s, home, b1 - 1, panel, own.sunk);
 }
 
 static struct ahead look(const struct pass *s, int64_t panel, int64_t piece)
@@ -179,7 +173,7 @@ static void plan(struct pass *s)
     s->panels = ceil_div(w->rows, EDGE);
     s->panels_a_task = sink ? sink->columns / EDGE : at_least(1, at_most(PANELS, s->panels / (threads * 4)));
     const int64_t columns = ceil_div(s->panels, s->panels_a_task);
-    s->blocks_a_task = sink ? s->blocks : ceil_div(s->blocks, at_least(1, at_most(s->blocks, 2 * threads / columns)));
+    s->blocks_a_task = blocks_of_a_task(s->a->p, s->blocks, columns, threads);
     s->row_tasks = ceil_div(s->blocks, s->blocks_a_task);
 }
 

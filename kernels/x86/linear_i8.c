@@ -51,16 +51,12 @@ static void run(void *arg, int task, int thread)
 /* How the work is cut. None of it changes a result. */
 static void plan(struct i8_pass *s, int threads)
 {
+    const struct sink *sink = s->p->sink;
     s->tiles = ceil_div(s->rows, 16);
     s->panels = ceil_div(s->p->w.rows, DLLM_I8_PANEL);
-    s->panels_a_task = s->p->sink ? s->p->sink->columns / DLLM_I8_PANEL : 0;
-    s->tiles_a_task = s->tiles;
-    s->row_tasks = 1;
-    if (s->p->sink) return;
-    s->panels_a_task = at_least(1, at_most(PANELS, s->panels / (threads * 4)));
+    s->panels_a_task = sink ? sink->columns / DLLM_I8_PANEL : at_least(1, at_most(PANELS, s->panels / (threads * 4)));
     const int64_t columns = ceil_div(s->panels, s->panels_a_task), blocks = ceil_div(s->tiles, 2);
-    s->row_tasks = at_least(1, at_most(blocks, 2 * threads / columns));
-    const int64_t blocks_a_task = ceil_div(blocks, s->row_tasks);
+    const int64_t blocks_a_task = blocks_of_a_task(s->p, blocks, columns, threads);
     s->row_tasks = ceil_div(blocks, blocks_a_task);
     s->tiles_a_task = 2 * blocks_a_task;
 }

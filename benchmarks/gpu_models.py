@@ -228,7 +228,7 @@ class Counts:
             return {}
         s = self.session.stats()
         products = sum(s["stages"][name]["flops"] for name in INSIDE if name != "attention")
-        asked = {"launches": s["launches"], "waits": s["waits"], "host_seconds": s["seconds"] - s["waited"]}
+        asked = {key: s[key] for key in ("kernels", "launches", "waits")} | {"host_seconds": s["seconds"] - s["waited"]}
         return asked | {"product_flops": products, "ffn_rows": s["rows_ffn"]}
 
     def step(self, kind: str) -> None:

@@ -13,10 +13,10 @@ Kernels = list[dict[str, str]]  # lines of gpu_kernels
 PAPERS = (1024, 1)  # prompt and batch at which most is wanted
 COLUMNS = (
     "prompt", "batch", "method", "who", "steps/s", "tokens/s", "torch, the same, takes x", "torch, uncached, takes x", "ms a step",
-    "weight-read limit", "launches", "waits", "host ms", "GB", "steps timed",
+    "weight-read limit", "kernels", "launches", "waits", "host ms", "GB", "steps timed",
 )  # fmt: skip
 FIELDS = (
-    "model", "prompt", "batch", "who", "method", "setting", "kind", "steps", "timed", "seconds", "launches", "waits",
+    "model", "prompt", "batch", "who", "method", "setting", "kind", "steps", "timed", "seconds", "kernels", "launches", "waits",
     "host_seconds", "product_flops", "ffn_rows", "answer_seconds", "tokens_per_second", "peak_bytes", "why",
 )  # fmt: skip
 
@@ -137,9 +137,9 @@ def tables(m: Models) -> list[str]:
         f"## {a['model']}: answer {a['answer']}, block {a['block']}, one token a step", "",
         f"Device {a['device']}; weights: {a['weights']}; torch: {a['torch'] or 'takes no part'}. "
         f"A step reads {a['read_bytes'] / 1e9:.2f} GB of weights{best}.{beside_torch(a)}", "",
-        "ms a step, launches, waits and host time are medians of the most frequent kind of step; the weight-read limit is the "
-        "least time that the weights need, of that step's. Which rows DyLLM recomputes follows from the numbers, here of random "
-        "weights: see the rows beside its kinds of steps.", "",
+        "ms a step, kernels, launches, waits and host time are medians of the most frequent kind of step; the weight-read limit is "
+        "the least time that the weights need, of that step's. Which rows DyLLM recomputes follows from the numbers, here of "
+        "random weights: see the rows beside its kinds of steps.", "",
         f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|", *(line(m, row) for row in m.rows), "",
         *kind_lines(m), "",
     ]  # fmt: skip
@@ -167,19 +167,22 @@ def line(m: Models, row: Row) -> str:
     ]
     shown.append(f"{100 * m.about['read_bytes'] / m.bandwidth / kind['seconds']:.0f} %" if m.bandwidth else "")
     ours = "launches" in kind
-    shown += [f"{kind['launches']:.0f}", f"{kind['waits']:.0f}", f"{1e3 * kind['host_seconds']:.2f}"] if ours else [""] * 3
+    shown += [f"{kind[key]:.0f}" for key in ("kernels", "launches", "waits")] if ours else [""] * 3
+    shown.append(f"{1e3 * kind['host_seconds']:.2f}" if ours else "")
     shown += [f"{row['peak_bytes'] / 1e9:.1f}" if row["peak_bytes"] else "", row["timed_steps"]]
     return f"| {' | '.join(map(str, shown))} |"
 
 
 def kind_lines(m: Models) -> list[str]:
     """Every kind of step at the first cell."""
-    lines = ["| method | who | kind of step | of an answer | ms | launches | FFN rows a layer |", "| --- " * 7 + "|"]
+    lines = ["| method | who | kind of step | of an answer | ms | kernels | launches | FFN rows a layer |", "| --- " * 8 + "|"]
     for row in m.rows:
         if (row["prompt"], row["batch"]) != m.cells()[0] or not row.get("seconds"):
             continue
         for name, k in row["kinds"].items():
-            ours = f"{k['launches']:.0f} | {k['ffn_rows'] / m.about['layers']:.0f}" if "launches" in k else "|"
+            ours = (
+                f"{k['kernels']:.0f} | {k['launches']:.0f} | {k['ffn_rows'] / m.about['layers']:.0f}" if "kernels" in k else "| |"
+            )
             lines.append(f"| {row['method']} | {row['who']} | {name} | {k['steps']} | {1e3 * k['seconds']:.2f} | {ours} |")
     return lines
 

@@ -134,7 +134,6 @@ static void count_others(dllm_session *s, const layer_work *w)
     dllm_count_rows(s, DLLM_STAGE_SWIGLU, w->ffn, 3 * (int64_t)c->ffn_dim);
     dllm_count_rows(s, DLLM_STAGE_ADD, w->travel, 2 * 3 * (int64_t)c->dim);
     if (s->strategy->keeps & DLLM_COMPARE_VALUES) dllm_count_rows(s, DLLM_STAGE_CACHE, 4 * w->v + 2 * w->compared, kv);
-    if (s->strategy->after_context) dllm_count_rows(s, DLLM_STAGE_CACHE, w->out, (2 + 2) * wide);
 }
 
 static layer_work work_of(const dllm_layer_rows *r, const dllm_plan *p)

@@ -31,7 +31,8 @@ static bool guidance_due(const dllm_session *s)
     return s->branches > 1 && (step < WARM_UP || step % (uint64_t)s->params.cfg_interval == 0);
 }
 
-int dllm_session_forward(dllm_session *s)
+/* On a device it may still be running. */
+static int ask_for_pass(dllm_session *s)
 {
     FAIL_IF(s->forwarded, DLLM_E_VALUE, "forward was called twice: decide comes between");
     dllm_begin(s, DLLM_STAGE_PLAN);
@@ -40,10 +41,17 @@ int dllm_session_forward(dllm_session *s)
     /* An uncached pass that nobody reads would leave no trace. */
     if (s->n_ask > 0 || dllm_keeps(s)) dllm_forward(s, guided);
     if (guided && s->residual.data) dllm_keep_residual(s);
-    TRY(dllm_check_device(s));
     s->forwarded = true;
-    dllm_finish(s);
     return 0;
+}
+
+int dllm_session_forward(dllm_session *s)
+{
+    TRY(ask_for_pass(s));
+    const int status = dllm_check_device(s);
+    s->forwarded = status >= 0;
+    if (status >= 0) dllm_finish(s);
+    return status;
 }
 
 /* ---- after it: tokens and scores --------------------------------------------------------------------------------------------------- */
@@ -407,7 +415,8 @@ int dllm_session_decide(dllm_session *s, dllm_mat logits)
 int dllm_session_step(dllm_session *s)
 {
     if (unfinished(s) == 0) return 0;
-    TRY(dllm_session_forward(s));
+    TRY(ask_for_pass(s));
+    dllm_finish(s);
     return dllm_session_decide(s, (dllm_mat){ 0 });
 }
 

@@ -286,7 +286,7 @@ typedef struct {
     size_t weight_bytes;
     dllm_stage_cost stages[DLLM_STAGES]; /* their flops add up to flops, their seconds to seconds */
     double seconds;                      /* inside the functions that run the network */
-    uint64_t launches, waits;            /* kernels handed to a GPU; how often the host waited for it, */
+    uint64_t kernels, launches, waits;   /* kernels that a GPU ran; how often the host handed it some, and waited for it, */
     double waited;                       /* and for how many of the seconds */
 } dllm_stats;
 

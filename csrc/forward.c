@@ -145,21 +145,46 @@ static void attention(dllm_session *s, const dllm_layer *w)
                      dllm_pack_slots(s, DLLM_SET_V), s->spans, s->columns, delta_spans, c->heads, c->kv_heads);
 }
 
-/* Which rows turned since they were last seen: theirs is the feed-forward of this layer, and they enter the next one as changed. */
+/* Does a sequence ask how much its contexts turned? */
+static bool asks_contexts(const dllm_session *s, int b)
+{
+    return s->strategy->after_context && s->layer_rows[b].out.n > 0 && !s->plans[b].full;
+}
+
+/* How much contexts turned since they were last seen, if anybody asks. */
 static void compare_contexts(dllm_session *s, dllm_rows rows)
 {
     dllm_device *d = &s->device;
     const dllm_rows kept = dllm_kept_rows(s, rows, DLLM_KEEP_CONTEXT);
+    bool asked = false;
+    for (int b = 0; b < s->n_sequences; b++) asked |= asks_contexts(s, b);
     dllm_enter(s, DLLM_STAGE_CACHE);
-    d->ops->cosine(d, s->similarity, s->context, rows, s->kept_context, kept, 1e-8f);
-    dllm_wait(s);
+    if (asked) {
+        d->ops->cosine(d, s->similarity, s->context, rows, s->kept_context, kept, 1e-8f);
+        dllm_count_rows(s, DLLM_STAGE_CACHE, 2 * (uint64_t)rows.n, s->context.cols);
+        dllm_mark(s);
+    }
+    d->ops->copy(d, s->kept_context, kept, s->context, rows);
+    dllm_count_rows(s, DLLM_STAGE_CACHE, 2 * (uint64_t)rows.n, s->context.cols);
+}
+
+/* Rows that turned: theirs is the feed-forward of this layer, and they enter the next one as changed. */
+static void choose_turned(dllm_session *s)
+{
+    bool awaited = false;
     for (int32_t b = 0, at = 0; b < s->n_sequences; b++) {
         dllm_sequence *q = &s->sequences[b];
         dllm_layer_rows *r = &s->layer_rows[b];
-        if (r->out.n && !s->plans[b].full) r->ffn = q->changed = s->strategy->after_context(s, q, r->out, s->similarity + at);
+        const float *similarity = s->similarity + at;
         at += r->out.n;
+        if (!asks_contexts(s, b)) continue;
+        if (!awaited) {
+            dllm_enter(s, DLLM_STAGE_CACHE);
+            dllm_reach(s);
+        }
+        awaited = true;
+        r->ffn = q->changed = s->strategy->after_context(s, q, r->out, similarity);
     }
-    d->ops->copy(d, s->kept_context, kept, s->context, rows);
 }
 
 static void feed_forward(dllm_session *s, const dllm_layer *w)
@@ -194,11 +219,12 @@ static void run_layer(dllm_session *s)
     drop_unread(s);
     attention(s, w);
     const dllm_rows travel = dllm_pack(s, DLLM_SET_TRAVEL), out = dllm_pack(s, DLLM_SET_OUT);
-    if (s->strategy->after_context) compare_contexts(s, out);
+    if (s->strategy->keeps & DLLM_KEEP_CONTEXT) compare_contexts(s, out);
     dllm_enter(s, DLLM_STAGE_O);
     op->linear(d, s->attn, dllm_kept_rows(s, out, DLLM_KEEP_ATTN), s->context, out, w->o, (dllm_mat){ 0 });
     dllm_enter(s, DLLM_STAGE_ADD);
     op->add(d, s->x, travel, s->attn, dllm_kept_rows(s, travel, DLLM_KEEP_ATTN));
+    choose_turned(s); /* not before: a device works while the host waits */
     feed_forward(s, w);
     dllm_enter(s, DLLM_STAGE_ADD);
     op->add(d, s->x, travel, s->ffn, dllm_kept_rows(s, travel, DLLM_KEEP_FFN));

@@ -181,24 +181,31 @@ void dllm_give_memory(dllm_session *s)
 }
 
 /* ---- waiting -------------------------------------------------------------------------------------------------------------------- */
-static int await_device(dllm_session *s)
+static int await_device(dllm_session *s, int (*wait)(dllm_device *d))
 {
     const double began = dllm_seconds();
-    const int status = s->device.ops->sync(&s->device);
+    const int status = wait(&s->device);
     s->stats.waits++;
     s->stats.waited += dllm_seconds() - began;
     return status;
 }
 
-void dllm_wait(dllm_session *s)
+/* A failure stays until somebody can tell it. */
+static void wait_on(dllm_session *s, int (*wait)(dllm_device *d))
 {
-    const int status = await_device(s);
-    if (status < 0) s->device.failed = status; /* it stays until somebody can tell it */
+    const int status = await_device(s, wait);
+    if (status < 0) s->device.failed = status;
 }
+
+void dllm_wait(dllm_session *s) { wait_on(s, s->device.ops->sync); }
+
+void dllm_mark(dllm_session *s) { s->device.ops->mark(&s->device); }
+
+void dllm_reach(dllm_session *s) { wait_on(s, s->device.ops->reach); }
 
 int dllm_check_device(dllm_session *s)
 {
-    const int status = await_device(s);
+    const int status = await_device(s, s->device.ops->sync);
     s->places_used = 0;
     return status < 0 ? dllm_fail(status, "%s", s->device.why) : 0;
 }

@@ -516,12 +516,12 @@ static PyObject *stats(py_session *self, PyObject *unused)
 {
     dllm_stats st;
     dllm_session_stats(self->session, &st);
-    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:n,s:n,s:d,s:N,s:K,s:K,s:d}", "forwards", st.forwards,
-                         "steps", st.steps, "tokens", st.tokens, "rows_v", st.rows_v, "rows_k", st.rows_k, "rows_q", st.rows_q,
-                         "rows_out", st.rows_out, "rows_ffn", st.rows_ffn, "rows_head", st.rows_head, "flops", st.flops,
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n,s:n,s:n,s:d,s:N,s:K,s:K,s:K,s:d}", "forwards",
+                         st.forwards, "steps", st.steps, "tokens", st.tokens, "rows_v", st.rows_v, "rows_k", st.rows_k, "rows_q",
+                         st.rows_q, "rows_out", st.rows_out, "rows_ffn", st.rows_ffn, "rows_head", st.rows_head, "flops", st.flops,
                          "flops_uncached", st.flops_uncached, "cache_bytes", (Py_ssize_t)st.cache_bytes, "scratch_bytes",
                          (Py_ssize_t)st.scratch_bytes, "weight_bytes", (Py_ssize_t)st.weight_bytes, "seconds", st.seconds, "stages",
-                         stages_of(&st), "launches", st.launches, "waits", st.waits, "waited", st.waited);
+                         stages_of(&st), "kernels", st.kernels, "launches", st.launches, "waits", st.waits, "waited", st.waited);
 }
 
 static PyObject *get_rows(py_session *self, void *unused) { return PyLong_FromLongLong(dllm_session_rows(self->session)); }

@@ -170,6 +170,7 @@ int64_t dllm_session_offset(const dllm_session *s, int b) { return b < s->n_sequ
 void dllm_session_stats(const dllm_session *s, dllm_stats *out)
 {
     *out = s->stats;
+    out->kernels = s->device.kernels;
     out->launches = s->device.launches;
     for (int i = 0; i < DLLM_STAGES; i++) out->seconds += s->stats.stages[i].seconds;
 }

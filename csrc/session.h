@@ -41,8 +41,10 @@ dllm_sequence *dllm_take_sequences(dllm_session *s); /* the first thing to take 
 int dllm_take_memory(dllm_session *s);               /* everything else, once its rows are counted */
 int dllm_need_logits(dllm_session *s);               /* room for logits, if decoding itself needed none */
 void dllm_give_memory(dllm_session *s);
-/* The host reads what kernels write only after one of these; the first leaves a failure for the other to tell. */
+/* The host reads what kernels write only after one of these; all but the last leave a failure for that one to tell. */
 void dllm_wait(dllm_session *s);
+void dllm_mark(dllm_session *s);        /* what was asked for until now is awaited by */
+void dllm_reach(dllm_session *s);       /* while the device goes on with the rest */
 int dllm_check_device(dllm_session *s); /* 0, or the device's first failure; no kernel runs any more */
 /* Numbers for kernels to read: room for n of them, which stay until the next dllm_make_room and as long as kernels may read them. Between
  * two of these lies what one layer asks for. */

@@ -72,7 +72,8 @@ class _Stats(TypedDict):
     scratch_bytes: int
     weight_bytes: int
     seconds: float
-    launches: int  # kernels handed to a GPU
+    kernels: int  # that a GPU ran
+    launches: int  # how often the host handed it some: one, or a graph of many
     waits: int  # how often the host waited for the device,
     waited: float  # and for how many of the seconds
     stages: dict[str, _Stage]  # plan embed norm v k q rope attention o gate up swiglu down add cache head predict decide

@@ -81,7 +81,10 @@ struct dllm_ops {
     /* Memory that host and device address alike, aligned and zeroed as above: small, and slow for kernels that read it often. */
     void *(*alloc_shared)(dllm_device *d, size_t bytes);
     void (*free_shared)(dllm_device *d, void *p);
-    int (*sync)(dllm_device *d); /* waits; 0, or the first failure since the last sync, which d->why explains */
+    int (*sync)(dllm_device *d); /* waits; 0, or the first failure since the last wait, which d->why explains */
+    /* Waits no longer than for what was asked before the latest mark, while the device goes on with what was asked after it. */
+    void (*mark)(dllm_device *d);
+    int (*reach)(dllm_device *d); /* as sync */
     /* Bytes of scratch the kernels of one session need for at most `rows` rows a call, and `keys` keys a span or scores a
      * call. */
     size_t (*scratch)(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys);
@@ -163,7 +166,7 @@ struct dllm_ops {
     void (*nll)(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n);
 };
 typedef struct dllm_ops dllm_ops;
-enum { DLLM_OPS_ABI = 4 };
+enum { DLLM_OPS_ABI = 5 };
 
 /* The execution context kernels get: whose threads, whose scratch. A session has its own, so that sessions never share scratch. */
 struct dllm_device {
@@ -175,10 +178,11 @@ struct dllm_device {
     size_t scratch_bytes;
     void *stream;  /* CUDA only */
     int index;     /* CUDA only: the number of the GPU */
-    int failed;    /* first failure since the last sync, as DLLM_E_*; */
+    int failed;    /* first failure since the last wait, as DLLM_E_*; */
     char why[256]; /* and its message */
-    /* CUDA only: kernels handed to the stream so far. */
-    uint64_t launches;
+    void *queue;   /* CUDA only: see cuda/queue.h */
+    /* CUDA only: kernels asked for so far, and how often the host handed some to the GPU, one or many at once. */
+    uint64_t kernels, launches;
 };
 
 extern const dllm_ops dllm_ops_c;

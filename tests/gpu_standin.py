@@ -20,13 +20,19 @@ KINDS = {"float32": (2, 32), "float16": (2, 16), "bfloat16": (4, 16), "int64": (
 class Held(ctypes.Structure):
     """What everybody has taken of all simulated GPUs and not given back."""
 
-    _fields_ = [("device", ctypes.c_size_t), ("shared", ctypes.c_size_t), ("streams", ctypes.c_int), ("events", ctypes.c_int)]
+    _fields_ = [
+        ("device", ctypes.c_size_t),
+        ("shared", ctypes.c_size_t),
+        ("streams", ctypes.c_int),
+        ("events", ctypes.c_int),
+        ("graphs", ctypes.c_int),
+    ]
 
     def __eq__(self, other):
         return bytes(self) == bytes(other)
 
     def __repr__(self):
-        return f"{self.device} and {self.shared} bytes, {self.streams} streams, {self.events} events"
+        return f"{self.device} and {self.shared} bytes, {self.streams} streams, {self.events} events, {self.graphs} graphs"
 
 
 @functools.cache

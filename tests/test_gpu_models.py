@@ -74,8 +74,8 @@ def test_alone_on_a_device(benchmark, tmp_path):
     assert [(r["who"], r["method"]) for r in rows] == [("dllm_fast", "uncached"), ("dllm_fast", "sparse-dllm")]
     check_rows(rows, 8)
     kinds = rows[1]["kinds"]
-    assert all(k["launches"] > 10 * about["layers"] and k["waits"] >= 1 for r in rows for k in r["kinds"].values())
-    assert kinds["dense, selecting"]["launches"] > kinds["dense"]["launches"]
+    assert all(k["kernels"] > 10 * about["layers"] and k["waits"] >= 1 for r in rows for k in r["kinds"].values())
+    assert kinds["dense, selecting"]["kernels"] > kinds["dense"]["kernels"]
 
 
 def test_what_finds_no_time_or_memory_is_named(benchmark, tmp_path, monkeypatch):
@@ -119,7 +119,7 @@ def row(prompt, batch, who, method, step, **more):
 
 
 def ours(prompt, batch, method, step):
-    counted = {"launches": 400, "waits": 2, "host_seconds": 1e-3, "product_flops": 18e12, "ffn_rows": 1024}
+    counted = {"kernels": 400, "launches": 1, "waits": 2, "host_seconds": 1e-3, "product_flops": 18e12, "ffn_rows": 1024}
     return row(prompt, batch, "dllm_fast", method, step, **counted)
 
 
@@ -152,7 +152,9 @@ def test_the_report_judges(report, tmp_path):
     assert wanted["dllm-cache, prompt 1024: 10 x as fast as torch uncached"] == ("not measured", "")
     assert wanted["no cached run slower than uncached"] == ("no", "0.80 x as fast at the least (dyllm, prompt 1024, batch 1), of 2")
     assert wanted["batch 32: 5000 tokens/s"] == ("no", "4923 tokens/s (sparse-dllm, prompt 1024)")
-    assert "| 1024 | 1 | sparse-dllm | dllm_fast | 250.0 | 250 | 2.25 | 12.50 | 4.00 | 94 % | 400 | 2 | 1.00 | 20.0 | 9 |" in text
+    assert (
+        "| 1024 | 1 | sparse-dllm | dllm_fast | 250.0 | 250 | 2.25 | 12.50 | 4.00 | 94 % | 400 | 1 | 2 | 1.00 | 20.0 | 9 |" in text
+    )
     assert "at 790 TFLOP/s. In an uncached step 97% of the masks" in text
     assert "| 64 | 1 | dllm-cache | torch | no   time |" in text
     [numbers] = tmp_path.glob("gpu-x-models.csv")
@@ -169,5 +171,5 @@ def test_the_report_reads_what_is_measured(benchmark, report, tmp_path):
     assert text.count("| dllm_fast |") == len(rows) + sum(len(r["kinds"]) for r in rows[:4])
     assert "torch: takes no part" in text and "data sheet" in text
     columns = {line.count("|") for line in text.splitlines() if " | dllm_fast | " in line}
-    assert columns == {16, 8}
+    assert columns == {17, 9}
     assert sys.modules["gpu_models_report"].Models(tmp_path / "none", (None, None)).rows == []

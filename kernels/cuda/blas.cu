@@ -176,11 +176,13 @@ bool dllm_linear_blas(dllm_device *d, const dense_job &job)
         launch(d, "linear", spread, (unsigned)job.in_rows.n, threads_for(job.out.cols), 0, job.out, job.out_rows, job.bias);
     const current_gpu gpu(d->index);
     dllm_cuda_note(d, "linear", gpu.error);
+    dllm_queue_flush(d);
 #ifdef __CUDACC__
     note(d, "linear", multiply(d, job));
 #else
     sim::later((cudaStream_t)d->stream, [=] { note(d, "linear", multiply(d, job)); });
 #endif
+    d->kernels++;
     d->launches++;
     return true;
 }

@@ -16,6 +16,7 @@
 #endif
 #include "../bits.h"
 #include "../ops.h"
+#include "queue.h"
 
 enum : unsigned { ALL_LANES = 0xffffffffu };
 
@@ -181,20 +182,23 @@ struct current_gpu {
     }
 };
 
+/* Asks for a kernel; see queue.h for when it runs. */
 template <class... P, class... A>
 void launch(dllm_device *d, const char *name, void (*kernel)(P...), dim3 grid, int threads, size_t shared_bytes, A... args)
 {
-    const current_gpu gpu(d->index);
-    dllm_cuda_note(d, name, gpu.error);
-    if (shared_bytes > 48 << 10)
-        dllm_cuda_note(d, name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes));
-#ifdef __CUDACC__
-    kernel<<<grid, threads, shared_bytes, (cudaStream_t)d->stream>>>(args...);
-#else
-    sim::launch(name, grid, (unsigned)threads, shared_bytes, (cudaStream_t)d->stream, [=] { kernel(args...); });
+    static_assert(sizeof...(P) <= MOST_ARGS && (sizeof(P) + ... + 0) + alignof(double) * sizeof...(P) <= ARG_BYTES,
+                  "more arguments than a call has room for");
+    kernel_call *c = dllm_queue_add(d);
+    if (!c) return;
+#ifndef __CUDACC__
+    sim::know(name, kernel);
 #endif
-    dllm_cuda_note(d, name, cudaGetLastError());
-    d->launches++;
+    c->kernel = (const void *)kernel;
+    c->name = name;
+    c->grid = grid;
+    c->threads = (unsigned)threads;
+    c->shared_bytes = shared_bytes;
+    (add_argument<P>(c, args), ...);
 }
 
 /* Threads for a row of n elements in pieces of eight: enough, and a number that follows from n alone. */

@@ -311,14 +311,17 @@ size_t dllm_reading_scratch(int64_t vocab)
 }
 
 /* Keys come over once: every panel reads them, and they lie in the host's memory. */
+static __global__ void __launch_bounds__(ROUND) bring_keys(dllm_key *near, const dllm_key *keys, int32_t n)
+{
+    if ((int32_t)threadIdx.x < n) near[threadIdx.x] = keys[threadIdx.x];
+}
+
 reading dllm_reading_begin(dllm_device *d, int64_t vocab, int32_t n, const dllm_sampling *how, const dllm_key *keys)
 {
     char *at = (char *)d->scratch + SCRATCH_COUNTERS;
     dllm_key *near = (dllm_key *)(at + tallies_of(vocab));
     const reading r = { *how, near, nullptr, (tally *)at, vocab, (vocab + PANEL - 1) / PANEL };
-    if (how->temperature > 0 && !how->argmax)
-        dllm_cuda_note(d, "random keys",
-                       cudaMemcpyAsync(near, keys, (size_t)n * sizeof *keys, cudaMemcpyHostToDevice, (cudaStream_t)d->stream));
+    if (how->temperature > 0 && !how->argmax) launch(d, "random keys", bring_keys, 1, ROUND, 0, near, keys, n);
     return r;
 }
 

@@ -22,27 +22,25 @@ static int tell(dllm_device *d)
 
 static int sync_cuda(dllm_device *d)
 {
+    dllm_queue_flush(d);
     dllm_cuda_note(d, "kernels", cudaStreamSynchronize((cudaStream_t)d->stream));
     return tell(d);
 }
 
-/* ---- streams ----------------------------------------------------------------------------------------------------------------------- */
-static int open_cuda(dllm_device *d)
+static int reach_cuda(dllm_device *d)
 {
-    const current_gpu gpu(d->index);
-    cudaStream_t stream = nullptr;
-    dllm_cuda_note(d, "opening the device", gpu.error);
-    if (!d->failed) dllm_blas_open(d);
-    if (!d->failed) dllm_cuda_note(d, "opening a stream", cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    cudaGetLastError();
-    d->stream = stream;
+    dllm_queue_reach(d);
     return tell(d);
 }
 
-static void close_cuda(dllm_device *d)
+/* ---- opening ----------------------------------------------------------------------------------------------------------------------- */
+static int open_cuda(dllm_device *d)
 {
-    if (d->stream) cudaStreamDestroy((cudaStream_t)d->stream);
-    d->stream = nullptr;
+    const current_gpu gpu(d->index);
+    dllm_cuda_note(d, "opening the device", gpu.error);
+    if (!d->failed) dllm_blas_open(d);
+    if (!d->failed) dllm_queue_open(d);
+    return tell(d);
 }
 
 /* ---- memory ------------------------------------------------------------------------------------------------------------------------ */
@@ -60,6 +58,7 @@ static void *alloc_cuda(dllm_device *d, size_t bytes)
 
 static void free_cuda(dllm_device *d, void *p)
 {
+    dllm_queue_flush(d);
     cudaStreamSynchronize((cudaStream_t)d->stream);
     cudaFree(p);
 }
@@ -67,6 +66,7 @@ static void free_cuda(dllm_device *d, void *p)
 static void copy(dllm_device *d, void *to, const void *from, size_t bytes, cudaMemcpyKind kind)
 {
     if (!bytes) return;
+    dllm_queue_flush(d);
     dllm_cuda_note(d, "copying", cudaMemcpyAsync(to, from, bytes, kind, (cudaStream_t)d->stream));
     dllm_cuda_note(d, "copying", cudaStreamSynchronize((cudaStream_t)d->stream));
 }
@@ -96,6 +96,7 @@ static void *alloc_shared_cuda(dllm_device *d, size_t bytes)
 
 static void free_shared_cuda(dllm_device *d, void *p)
 {
+    dllm_queue_flush(d);
     cudaStreamSynchronize((cudaStream_t)d->stream);
     cudaFreeHost(p);
 }
@@ -121,7 +122,7 @@ extern const dllm_ops dllm_ops_cuda = {
     DLLM_OPS_ABI,
     "cuda",
     open_cuda,
-    close_cuda,
+    dllm_queue_close,
     alloc_cuda,
     free_cuda,
     copy_in_cuda,
@@ -129,6 +130,8 @@ extern const dllm_ops dllm_ops_cuda = {
     alloc_shared_cuda,
     free_shared_cuda,
     sync_cuda,
+    dllm_queue_mark,
+    reach_cuda,
     scratch_cuda,
     dllm_embed_cuda,
     dllm_rmsnorm_cuda,

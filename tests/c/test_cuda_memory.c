@@ -43,7 +43,7 @@ static bool as_before(dllm_sim_count before)
 {
     const dllm_sim_count now = held();
     return now.device_bytes == before.device_bytes && now.shared_bytes == before.shared_bytes && now.streams == before.streams &&
-           now.events == before.events;
+           now.events == before.events && now.graphs == before.graphs;
 }
 
 /* Who asked, and for how much; a stream has no size. */
@@ -140,9 +140,39 @@ static void open_and_close_often(scene *s)
     expect(as_before(before), "sessions give back what they took", s->where);
 }
 
+/* The nth request that a step makes of the GPU is refused; 0: none. Requests are made for graphs alone, and kernels go without. */
+static bool generate(scene *s, long refused, int32_t *tokens)
+{
+    dllm_session *session;
+    int left = dllm_session_open(&session, s->model, &s->params, prompts, 2) == 0;
+    sim.refuse(refused);
+    while (left > 0) left = dllm_session_step(session);
+    const bool asked = sim.until_refusal() == 0;
+    sim.refuse(0);
+    expect(left == 0 && dllm_session_tokens(session, tokens, dllm_session_rows(session)) == 0, "generates", s->where);
+    dllm_session_close(session);
+    return asked;
+}
+
+/* How often the GPU was asked. */
+static long check_graphs(scene *s)
+{
+    int32_t wanted[MOST_ROWS] = { 0 }, got[MOST_ROWS] = { 0 };
+    const dllm_sim_count before = held();
+    long n = 0;
+    generate(s, 0, wanted);
+    while (n < MOST_ROWS && generate(s, n + 1, got)) {
+        expect(memcmp(got, wanted, sizeof got) == 0, "without a graph the tokens are the same", s->where);
+        n++;
+    }
+    expect(as_before(before), "graphs are given back", s->where);
+    return n;
+}
+
 static void check_sessions(scene *s, const char *folder)
 {
     char where[600];
+    long asked = 0;
     for (int i = 0; dllm_strategy_name(i); i++) {
         dllm_params_init(&s->params, dllm_model_config(s->model));
         dllm_params_use(&s->params, dllm_strategy_name(i));
@@ -154,6 +184,7 @@ static void check_sessions(scene *s, const char *folder)
         s->where = where;
         refuse_each(s, open_and_close, "session:", 30);
         open_and_close_often(s);
+        asked += check_graphs(s);
         s->params.cfg_scale = 0.7f;
         s->params.cfg_interval = 3;
         refuse_each(s, open_and_close, "session:", 30);
@@ -161,6 +192,7 @@ static void check_sessions(scene *s, const char *folder)
     dllm_params_init(&s->params, dllm_model_config(s->model));
     s->params.answer_len = 0;
     s->where = folder;
+    if (dllm_model_config(s->model)->layers >= 3) expect(asked >= 2, "asks for graphs", s->where);
     if (dllm_session_open(&s->session, s->model, &s->params, prompts, 2) < 0) return;
     refuse_each(s, ask_logits, "", 30);
     dllm_session_close(s->session);

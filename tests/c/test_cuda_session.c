@@ -1,6 +1,7 @@
 /* Whole generations on a simulated GPU of the strict kind: the host cannot touch the device's memory, and kernels run no sooner than the
  * host waits for them, so that whatever it reads too early or changes too soon shows. Every step must give what the processor gives.
  * Arguments: the simulator's library, then models. */
+#define _POSIX_C_SOURCE 200112L /* setenv */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -120,12 +121,12 @@ static void run_method(dllm_model *const models[PLACES], const char *folder, con
 }
 
 /* ---- waiting ------------------------------------------------------------------------------------------------------------------ */
-enum { STEPS = 12 };
+enum { STEPS = 12, FULL = 2 };
 
 /* The device's table, but what lets the host wait for the device counts. */
 static const dllm_ops *table;
 static dllm_ops counting;
-static int waits;
+static int waits, reaches;
 
 static int sync_counted(dllm_device *d)
 {
@@ -145,42 +146,76 @@ static void copy_out_counted(dllm_device *d, void *to, const void *from, size_t 
     table->copy_out(d, to, from, bytes);
 }
 
-static int count_waits(dllm_model *m, dllm_params *p, const char *method, int waited[STEPS])
+static int reach_counted(dllm_device *d)
+{
+    reaches++;
+    return table->reach(d);
+}
+
+/* What a step asked of the host. */
+typedef struct {
+    int waits, reaches;
+    uint64_t kernels, launches;
+} step_count;
+
+static int count_steps(dllm_model *m, const dllm_params *p, step_count counts[STEPS])
 {
     dllm_session *s = NULL;
     int steps = 0;
-    dllm_params_use(p, method);
-    p->rule = DLLM_RULE_QUOTA;
-    if (strcmp(method, "dllm-cache") == 0) dllm_params_set(p, "gen_interval_steps", 3);
+    dllm_stats before, after;
     if (dllm_session_open(&s, m, p, prompts, 2) < 0) return 0;
-    for (int left = 1; left > 0 && steps < STEPS; steps++) {
-        waits = 0;
+    dllm_session_stats(s, &before);
+    for (int left = 1; left > 0 && steps < STEPS; before = after) {
+        waits = reaches = 0;
         left = dllm_session_step(s);
-        waited[steps] = left < 0 ? -1 : waits;
+        dllm_session_stats(s, &after);
+        if (left < 0) break;
+        counts[steps++] = (step_count){ waits, reaches, after.kernels - before.kernels, after.launches - before.launches };
     }
     dllm_session_close(s);
     return steps;
 }
 
-/* The methods whose sets have sizes that the host knows wait as often in a step as the uncached model does: for the pass and for tokens. */
-static void run_waits(dllm_model *m, const char *folder)
+static dllm_params params_to_count(const dllm_model *m, const char *method, bool guided)
 {
-    static const char *const methods[] = { "dllm-cache", "sparse-dllm" };
-    for (int i = 0; i < 4; i++) {
+    dllm_params p;
+    dllm_params_init(&p, dllm_model_config(m));
+    if (p.score == DLLM_SCORE_ORIGIN) p.score = DLLM_SCORE_ENTROPY;
+    p.answer_len = p.steps = STEPS;
+    p.block_len = 4;
+    p.cfg_scale = guided ? 0.5f : 0;
+    dllm_params_use(&p, method);
+    p.rule = DLLM_RULE_QUOTA;
+    if (strcmp(method, "dllm-cache") == 0) dllm_params_set(&p, "gen_interval_steps", 3);
+    if (strcmp(method, "dyllm") == 0) dllm_params_set(&p, "full_steps", FULL);
+    return p;
+}
+
+/* A step waits once, for its tokens; but DyLLM's partial ones learn in every layer how many rows turned, while the device goes on. What was
+ * asked for in the same way before goes to the device at once. */
+static void run_counts(dllm_model *m, const char *folder)
+{
+    static const char *const methods[] = { "none", "dllm-cache", "sparse-dllm", "dyllm" };
+    const int layers = dllm_model_config(m)->layers;
+    for (int i = 0; i < 8; i++) {
         char where[600];
-        dllm_params p;
-        dllm_params_init(&p, dllm_model_config(m));
-        if (p.score == DLLM_SCORE_ORIGIN) p.score = DLLM_SCORE_ENTROPY;
-        p.answer_len = p.steps = STEPS;
-        p.block_len = 4;
-        p.cfg_scale = i % 2 ? 0.5f : 0;
-        snprintf(where, sizeof where, "%s, %s, guidance %g", folder, methods[i / 2], (double)p.cfg_scale);
-        int uncached[STEPS], cached[STEPS];
-        const int steps = count_waits(m, &p, "none", uncached);
-        expect(steps == STEPS && count_waits(m, &p, methods[i / 2], cached) == steps, "makes every step", where);
-        expect(steps > 0 && memcmp(cached, uncached, (size_t)steps * sizeof *cached) == 0, "waits as often as the uncached model",
-               where);
-        for (int t = 0; t < steps; t++) expect(uncached[t] == 2, "waits twice", where);
+        step_count counts[STEPS];
+        const bool guided = i % 2, partial = i / 2 == 3;
+        const dllm_params p = params_to_count(m, methods[i / 2], guided);
+        snprintf(where, sizeof where, "%s, %s%s", folder, methods[i / 2], guided ? ", guided" : "");
+        const int steps = count_steps(m, &p, counts);
+        expect(steps == STEPS, "makes every step", where);
+        for (int t = 0; t < steps; t++) {
+            const step_count *c = &counts[t];
+            expect(c->waits == 1, "waits once", where);
+            expect(c->reaches == (partial && t >= FULL ? layers * (1 + guided) : 0), "asks for what turned", where);
+            expect(partial || c->launches == c->kernels || c->launches == 1, "goes as a whole or one by one", where);
+        }
+        if (layers >= 3 && !partial && steps > 0) expect(counts[steps - 1].launches == 1, "goes as a whole", where);
+        setenv("DLLM_FAST_GRAPHS", "0", 1);
+        expect(count_steps(m, &p, counts) == steps, "makes every step without graphs", where);
+        unsetenv("DLLM_FAST_GRAPHS");
+        for (int t = 0; t < steps; t++) expect(counts[t].launches == counts[t].kernels, "one by one without graphs", where);
     }
 }
 
@@ -194,13 +229,14 @@ static void check_waits(const char *folder)
         table = device->ops;
         counting = *table;
         counting.sync = sync_counted;
+        counting.reach = reach_counted;
         counting.copy_in = copy_in_counted;
         counting.copy_out = copy_out_counted;
         device->ops = &counting;
         ok = dllm_model_open(&model, device, dllm_checkpoint_config(files), dllm_checkpoint_weights(files), DLLM_F32) >= 0;
     }
     expect(ok, "opens", folder);
-    if (ok) run_waits(model, folder);
+    if (ok) run_counts(model, folder);
     dllm_model_close(model);
     dllm_device_close(device);
     dllm_checkpoint_close(files);

@@ -11,11 +11,11 @@ extern "C" {
 /* What was taken and not given back, on all GPUs. */
 typedef struct {
     size_t device_bytes, shared_bytes;
-    int streams, events;
+    int streams, events, graphs;
 } dllm_sim_count;
 DLLM_SIM_EXPORT void dllm_sim_held(dllm_sim_count *out);
 
-/* The nth request for memory, a stream or an event from now on is refused, and no other; 0: none. And how many are still to come until
+/* The nth request for memory, a stream, an event or a graph from now on is refused, and no other; 0: none. And how many are still to come until
  * then, that one included; 0: it was refused. */
 DLLM_SIM_EXPORT void dllm_sim_refuse(long n);
 DLLM_SIM_EXPORT long dllm_sim_until_refusal(void);

@@ -2,14 +2,17 @@
  * i % 3 (first come first served, last come first served, any); those with i / 3 odd are strict: kernels and copies wait until the
  * host asks for what they do, and the host cannot touch device memory; i / 6 is the seed of the random order. The last six have
  * little memory. What is held is counted, and any request for more can be made to fail: probe.h. */
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <vector>
 
 #include "order.h"
 #include "probe.h"
@@ -19,6 +22,25 @@ enum { DEVICES = 24 };
 struct stream {
     int device;
     std::deque<std::function<void()>> waiting;
+};
+/* A kernel with everything it needs to run. */
+struct call {
+    const char *name;
+    dim3 grid;
+    unsigned threads;
+    size_t shared_bytes;
+    std::function<void()> kernel;
+};
+struct graph_node {
+    call what;
+    std::vector<graph_node *> after;
+};
+struct graph {
+    std::vector<std::unique_ptr<graph_node>> nodes;
+};
+struct graph_exec {
+    graph *of;
+    std::vector<call> calls; /* of the nodes */
 };
 /* Where a stream was when it was last recorded. */
 struct event {
@@ -40,7 +62,12 @@ struct piece {
 std::map<void *, piece> pieces; /* of device memory */
 std::map<void *, size_t> pinned;
 stream defaults[DEVICES]; /* the default stream of each, which does not wait for others */
-int streams, events;
+int streams, events, graphs;
+struct known {
+    const char *name;
+    caller call;
+};
+std::map<const void *, known> kernels;
 long until_refusal; /* requests until one is refused; 0: none will be */
 uint64_t launches;
 
@@ -119,13 +146,43 @@ cudaError_t failed(cudaError_t e) { return last = e; }
 
 void later(stream *queue, std::function<void()> work) { ask(queue, std::move(work)); }
 
-void launch(const char *name, dim3 grid, unsigned threads, size_t shared_bytes, stream *queue, std::function<void()> kernel)
+void know(const char *name, const void *kernel, const caller &call)
 {
-    const bool fine = threads && threads <= 1024 && threads % WARP == 0 && shared_bytes <= MAX_SHARED && grid.x &&
-                      grid.x <= INT_MAX && grid.y && grid.y <= 65535 && grid.z && grid.z <= 65535;
-    if (!fine) failed(cudaErrorInvalidConfiguration);
-    else ask(queue, [=] { run_grid(name, grid, threads, shared_bytes, kernel); });
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    kernels[kernel] = { name, call };
 }
+
+namespace {
+/* False: no GPU could run it. */
+bool make_call(call *c, const void *kernel, dim3 grid, dim3 block, void **args, size_t shared_bytes)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    const auto found = kernels.find(kernel);
+    const bool fine = block.x && block.x <= 1024 && block.x % WARP == 0 && block.y == 1 && block.z == 1 &&
+                      shared_bytes <= MAX_SHARED && grid.x && grid.x <= INT_MAX && grid.y && grid.y <= 65535 && grid.z &&
+                      grid.z <= 65535;
+    if (!fine || found == kernels.end()) return false;
+    *c = { found->second.name, grid, block.x, shared_bytes, found->second.call(args) };
+    return true;
+}
+
+void run(const call &c) { run_grid(c.name, c.grid, c.threads, c.shared_bytes, c.kernel); }
+
+/* Nodes that wait for nobody run in any order: here the last one first. */
+void run_graph(const graph &g, const std::vector<call> &calls)
+{
+    std::set<const graph_node *> done;
+    while (done.size() < g.nodes.size()) {
+        size_t i = g.nodes.size();
+        const auto ready = [&](const graph_node *n) {
+            return !done.count(n) && std::all_of(n->after.begin(), n->after.end(), [&](graph_node *a) { return done.count(a); });
+        };
+        while (!ready(g.nodes[--i].get())) {}
+        run(calls[i]);
+        done.insert(g.nodes[i].get());
+    }
+}
+} // namespace
 } // namespace sim
 
 using sim::failed;
@@ -295,6 +352,17 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned)
     return sim::ask(s, wait), cudaSuccess;
 }
 
+cudaError_t cudaEventSynchronize(cudaEvent_t e)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    const auto mark = e->at;
+    if (!mark || mark->passed) return cudaSuccess;
+    sim::guard(PROT_READ | PROT_WRITE);
+    while (!mark->passed) sim::do_next(mark->of);
+    sim::guard(PROT_NONE);
+    return cudaSuccess;
+}
+
 cudaError_t cudaEventDestroy(cudaEvent_t e)
 {
     std::lock_guard<std::recursive_mutex> hold(sim::lock);
@@ -303,11 +371,83 @@ cudaError_t cudaEventDestroy(cudaEvent_t e)
     return cudaSuccess;
 }
 
+/* ---- kernels, one by one and in graphs --------------------------------------------------------------------------------------------- */
+cudaError_t cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **args, size_t shared_bytes, cudaStream_t s)
+{
+    sim::call c;
+    if (!sim::make_call(&c, kernel, grid, block, args, shared_bytes)) return failed(cudaErrorInvalidConfiguration);
+    return sim::ask(s, [=] { sim::run(c); }), cudaSuccess;
+}
+
+cudaError_t cudaGraphCreate(cudaGraph_t *g, unsigned)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    if (sim::refused()) return failed(cudaErrorMemoryAllocation);
+    *g = new sim::graph;
+    sim::graphs++;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t g, const cudaGraphNode_t *after, size_t n_after,
+                                   const cudaKernelNodeParams *p)
+{
+    auto made = std::make_unique<sim::graph_node>();
+    if (!sim::make_call(&made->what, p->func, p->grid, p->block, p->kernelParams, p->sharedMemBytes))
+        return failed(cudaErrorInvalidConfiguration);
+    made->after.assign(after, after + n_after);
+    *node = made.get();
+    g->nodes.push_back(std::move(made));
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    if (sim::refused()) return failed(cudaErrorMemoryAllocation);
+    *e = new sim::graph_exec{ g, {} };
+    for (const auto &n : g->nodes) (*e)->calls.push_back(n->what);
+    sim::graphs++;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t e, cudaGraphNode_t node, const cudaKernelNodeParams *p)
+{
+    for (size_t i = 0; i < e->calls.size(); i++) {
+        if (e->of->nodes[i].get() != node) continue;
+        if (sim::make_call(&e->calls[i], p->func, p->grid, p->block, p->kernelParams, p->sharedMemBytes)) return cudaSuccess;
+    }
+    return failed(cudaErrorInvalidValue);
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
+{
+    /* What it is given later does not reach what was launched before. */
+    const std::vector<sim::call> calls = e->calls;
+    const sim::graph *g = e->of;
+    return sim::ask(s, [=] { sim::run_graph(*g, calls); }), cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    delete e;
+    sim::graphs--;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t g)
+{
+    std::lock_guard<std::recursive_mutex> hold(sim::lock);
+    delete g;
+    sim::graphs--;
+    return cudaSuccess;
+}
+
 /* ---- what tests ask ---------------------------------------------------------------------------------------------------------------- */
 void dllm_sim_held(dllm_sim_count *out)
 {
     std::lock_guard<std::recursive_mutex> hold(sim::lock);
-    *out = { 0, 0, sim::streams, sim::events };
+    *out = { 0, 0, sim::streams, sim::events, sim::graphs };
     for (int i = 0; i < sim::DEVICES; i++) out->device_bytes += sim::taken(i);
     for (const auto &p : sim::pinned) out->shared_bytes += p.second;
 }

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <tuple>
+#include <utility>
 
 #include "../../ops.h"
 
@@ -72,8 +74,26 @@ void wait_copies(int groups_left);
 
 struct stream;
 struct event;
+struct graph;
+struct graph_node;
+struct graph_exec;
 void later(stream *queue, std::function<void()> work); /* what the host does itself, when the stream has come to it */
-void launch(const char *name, dim3 grid, unsigned threads, size_t shared_bytes, stream *queue, std::function<void()> kernel);
+
+/* A kernel is called by its address and the addresses of its arguments, which it keeps; nvcc makes such a thing of every kernel. */
+typedef std::function<std::function<void()>(void **args)> caller;
+void know(const char *name, const void *kernel, const caller &call);
+
+template <class... P, size_t... I>
+std::function<void()> keep_arguments(void (*kernel)(P...), void **args, std::index_sequence<I...>)
+{
+    return [kernel, kept = std::make_tuple(*(P *)args[I]...)] { std::apply(kernel, kept); };
+}
+
+template <class... P> void know(const char *name, void (*kernel)(P...))
+{
+    know(name, (const void *)kernel,
+         [kernel](void **args) { return keep_arguments(kernel, args, std::index_sequence_for<P...>()); });
+}
 } // namespace sim
 
 template <class T> T atomicAdd(T *p, T v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
@@ -105,6 +125,15 @@ enum cudaError_t {
 };
 typedef sim::stream *cudaStream_t;
 typedef sim::event *cudaEvent_t;
+typedef sim::graph *cudaGraph_t;
+typedef sim::graph_node *cudaGraphNode_t;
+typedef sim::graph_exec *cudaGraphExec_t;
+struct cudaKernelNodeParams {
+    void *func;
+    dim3 grid, block; /* CUDA's names for them are macros here */
+    unsigned sharedMemBytes;
+    void **kernelParams, **extra;
+};
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum { cudaHostAllocMapped = 2, cudaHostAllocPortable = 1, cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeHost = 1, cudaMemoryTypeDevice = 2 };
@@ -140,9 +169,19 @@ cudaError_t cudaStreamDestroy(cudaStream_t s);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags);
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s);
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags);
+cudaError_t cudaEventSynchronize(cudaEvent_t e);
 cudaError_t cudaEventDestroy(cudaEvent_t e);
-template <class F> cudaError_t cudaFuncSetAttribute(F *, int, size_t bytes)
+cudaError_t cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **args, size_t shared_bytes, cudaStream_t s);
+cudaError_t cudaGraphCreate(cudaGraph_t *g, unsigned flags);
+cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t g, const cudaGraphNode_t *after, size_t n_after,
+                                   const cudaKernelNodeParams *p);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long flags);
+cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t e, cudaGraphNode_t node, const cudaKernelNodeParams *p);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e);
+cudaError_t cudaGraphDestroy(cudaGraph_t g);
+inline cudaError_t cudaFuncSetAttribute(const void *, int, int bytes)
 {
-    return bytes <= (size_t)sim::MAX_SHARED ? cudaSuccess : cudaErrorInvalidValue;
+    return bytes <= sim::MAX_SHARED ? cudaSuccess : cudaErrorInvalidValue;
 }
 #endif

@@ -1,0 +1,245 @@
+/* A graph costs the host one launch, however many kernels it has. Making one costs some hundred launches, and another argument for one of
+ * its kernels about as much as launching it. But steps of one phase ask for almost the same: the same kernels and places, and here and
+ * there another number of rows. So a queue remembers the latest sequences of calls. One that comes again, but for a few calls, becomes a
+ * graph, in which from then on only those calls are changed. */
+#include <cstdlib>
+
+#include "gpu.h"
+
+enum {
+    SHORTEST = 32, /* calls; fewer go one by one */
+    KEPT = 8,      /* sequences: phases of a method, rounds of the head */
+    ALIKE = 2      /* half of the calls may differ: changing them costs no more than launching them */
+};
+
+struct sequence {
+    kernel_call *calls;
+    int n, room;
+};
+
+struct kept_sequence {
+    sequence of;
+    cudaGraph_t graph;
+    cudaGraphExec_t ready; /* null: seen once, no graph yet */
+    cudaGraphNode_t *nodes;
+    uint64_t used; /* when; 0: never */
+};
+
+struct queue {
+    sequence waiting;
+    kept_sequence kept[KEPT];
+    uint64_t flushes;
+    cudaEvent_t mark;
+    bool graphs;
+};
+
+static cudaStream_t stream_of(const dllm_device *d) { return (cudaStream_t)d->stream; }
+
+/* ---- opening and closing ----------------------------------------------------------------------------------------------------------- */
+void dllm_queue_open(dllm_device *d)
+{
+    const char *wanted = getenv("DLLM_FAST_GRAPHS");
+    cudaStream_t stream = nullptr;
+    queue *q = (queue *)calloc(1, sizeof *q);
+    if (q) q->graphs = !wanted || strcmp(wanted, "0") != 0;
+    dllm_cuda_note(d, "opening a queue", q ? cudaSuccess : cudaErrorMemoryAllocation);
+    if (!d->failed) dllm_cuda_note(d, "opening a stream", cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    if (!d->failed) dllm_cuda_note(d, "opening a stream", cudaEventCreateWithFlags(&q->mark, cudaEventDisableTiming));
+    cudaGetLastError();
+    d->stream = stream;
+    d->queue = q;
+    if (d->failed) dllm_queue_close(d);
+}
+
+/* The sequence stays; its room, too. */
+static void drop_graph(kept_sequence *k)
+{
+    if (k->ready) cudaGraphExecDestroy(k->ready);
+    if (k->graph) cudaGraphDestroy(k->graph);
+    free(k->nodes);
+    k->ready = nullptr;
+    k->graph = nullptr;
+    k->nodes = nullptr;
+}
+
+void dllm_queue_close(dllm_device *d)
+{
+    queue *q = (queue *)d->queue;
+    if (!q) return;
+    if (d->stream) cudaStreamSynchronize(stream_of(d)); /* what still waits here is wanted by nobody */
+    for (kept_sequence &k : q->kept) {
+        drop_graph(&k);
+        free(k.of.calls);
+    }
+    if (q->mark) cudaEventDestroy(q->mark);
+    if (d->stream) cudaStreamDestroy(stream_of(d));
+    free(q->waiting.calls);
+    free(q);
+    d->queue = d->stream = nullptr;
+}
+
+/* ---- sequences of calls -------------------------------------------------------------------------------------------------------------- */
+static bool make_room(sequence *s, int n)
+{
+    if (n <= s->room) return true;
+    const int room = n > 2 * s->room ? n : 2 * s->room;
+    kernel_call *more = (kernel_call *)realloc(s->calls, (size_t)room * sizeof *more);
+    if (!more) return false;
+    s->calls = more;
+    s->room = room;
+    return true;
+}
+
+kernel_call *dllm_queue_add(dllm_device *d)
+{
+    sequence *s = &((queue *)d->queue)->waiting;
+    if (!make_room(s, s->n + 1)) {
+        dllm_cuda_note(d, "asking for a kernel", cudaErrorMemoryAllocation);
+        return nullptr;
+    }
+    kernel_call *c = &s->calls[s->n++];
+    c->n_args = c->used = 0;
+    return c;
+}
+
+static bool same(const kernel_call &a, const kernel_call &b)
+{
+    return a.kernel == b.kernel && a.grid.x == b.grid.x && a.grid.y == b.grid.y && a.grid.z == b.grid.z && a.threads == b.threads &&
+           a.shared_bytes == b.shared_bytes && a.used == b.used && memcmp(a.args, b.args, (size_t)a.used) == 0;
+}
+
+/* How many calls differ; what is more than `most` does not matter. */
+static int differences(const sequence &a, const sequence &b, int most)
+{
+    if (a.n != b.n) return most + 1;
+    int n = 0;
+    for (int i = 0; i < a.n && n <= most; i++) n += !same(a.calls[i], b.calls[i]);
+    return n;
+}
+
+static kept_sequence *most_like(queue *q)
+{
+    kept_sequence *found = nullptr;
+    int most = q->waiting.n / ALIKE;
+    for (kept_sequence &k : q->kept) {
+        const int n = differences(k.of, q->waiting, most);
+        if (n > most) continue;
+        found = &k;
+        most = n - 1;
+    }
+    return found;
+}
+
+/* In the place of the one that was not used for longest. */
+static void remember(queue *q)
+{
+    kept_sequence *oldest = q->kept;
+    for (kept_sequence &k : q->kept) oldest = k.used < oldest->used ? &k : oldest;
+    drop_graph(oldest);
+    oldest->of.n = 0;
+    if (!make_room(&oldest->of, q->waiting.n)) return; /* then it is seen again for the first time */
+    memcpy(oldest->of.calls, q->waiting.calls, (size_t)q->waiting.n * sizeof *q->waiting.calls);
+    oldest->of.n = q->waiting.n;
+    oldest->used = ++q->flushes;
+}
+
+/* ---- to the GPU ---------------------------------------------------------------------------------------------------------------------- */
+static void arguments_of(kernel_call *c, void *(&out)[MOST_ARGS])
+{
+    for (int i = 0; i < c->n_args; i++) out[i] = c->args + c->at[i];
+}
+
+/* More shared memory than every kernel may have must be asked for. */
+static cudaError_t allow_shared(const kernel_call &c)
+{
+    return c.shared_bytes <= 48 << 10
+               ? cudaSuccess
+               : cudaFuncSetAttribute(c.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)c.shared_bytes);
+}
+
+static void launch_each(dllm_device *d, sequence *s)
+{
+    for (int i = 0; i < s->n; i++) {
+        kernel_call *c = &s->calls[i];
+        void *args[MOST_ARGS];
+        arguments_of(c, args);
+        dllm_cuda_note(d, c->name, allow_shared(*c));
+        dllm_cuda_note(d, c->name, cudaLaunchKernel(c->kernel, c->grid, dim3(c->threads), args, c->shared_bytes, stream_of(d)));
+        d->launches++;
+    }
+    cudaGetLastError();
+}
+
+static cudaKernelNodeParams node_of(kernel_call *c, void *(&args)[MOST_ARGS])
+{
+    arguments_of(c, args);
+    return { (void *)c->kernel, c->grid, dim3(c->threads), (unsigned)c->shared_bytes, args, nullptr };
+}
+
+/* One kernel after the other. */
+static bool build(kept_sequence *k)
+{
+    void *args[MOST_ARGS];
+    k->nodes = (cudaGraphNode_t *)calloc((size_t)k->of.n, sizeof *k->nodes);
+    if (!k->nodes || cudaGraphCreate(&k->graph, 0)) return false;
+    for (int i = 0; i < k->of.n; i++) {
+        const cudaKernelNodeParams p = node_of(&k->of.calls[i], args);
+        if (allow_shared(k->of.calls[i])) return false;
+        if (cudaGraphAddKernelNode(&k->nodes[i], k->graph, i ? &k->nodes[i - 1] : nullptr, i ? 1 : 0, &p)) return false;
+    }
+    return cudaGraphInstantiate(&k->ready, k->graph, 0) == cudaSuccess;
+}
+
+/* The kept sequence, and its graph if there is one, become what waits. */
+static bool bring_up_to_date(kept_sequence *k, const sequence &waiting)
+{
+    void *args[MOST_ARGS];
+    for (int i = 0; i < waiting.n; i++) {
+        if (same(k->of.calls[i], waiting.calls[i])) continue;
+        k->of.calls[i] = waiting.calls[i];
+        if (!k->ready) continue;
+        const cudaKernelNodeParams p = node_of(&k->of.calls[i], args);
+        if (allow_shared(k->of.calls[i]) || cudaGraphExecKernelNodeSetParams(k->ready, k->nodes[i], &p)) return false;
+    }
+    return true;
+}
+
+/* Whether everything that waits went as a graph. A GPU that refuses one is asked for none any more. */
+static bool launch_graph(dllm_device *d, queue *q)
+{
+    kept_sequence *k = most_like(q);
+    if (!k) {
+        remember(q);
+        return false;
+    }
+    k->used = ++q->flushes;
+    if (bring_up_to_date(k, q->waiting) && (k->ready || build(k)) && !cudaGraphLaunch(k->ready, stream_of(d))) {
+        d->launches++;
+        return true;
+    }
+    cudaGetLastError();
+    drop_graph(k);
+    q->graphs = false;
+    return false;
+}
+
+void dllm_queue_flush(dllm_device *d)
+{
+    queue *q = (queue *)d->queue;
+    if (!q || q->waiting.n == 0) return;
+    const current_gpu gpu(d->index);
+    dllm_cuda_note(d, "launching", gpu.error);
+    d->kernels += (uint64_t)q->waiting.n;
+    if (!q->graphs || q->waiting.n < SHORTEST || !launch_graph(d, q)) launch_each(d, &q->waiting);
+    q->waiting.n = 0;
+}
+
+/* ---- a place in the stream ----------------------------------------------------------------------------------------------------------- */
+void dllm_queue_mark(dllm_device *d)
+{
+    dllm_queue_flush(d);
+    const current_gpu gpu(d->index);
+    dllm_cuda_note(d, "marking", cudaEventRecord(((queue *)d->queue)->mark, stream_of(d)));
+}
+
+void dllm_queue_reach(dllm_device *d) { dllm_cuda_note(d, "kernels", cudaEventSynchronize(((queue *)d->queue)->mark)); }

@@ -36,7 +36,9 @@ class LlamaCpp:
         how = llama_cpp.llama_context_default_params()
         how.n_ctx = how.n_batch = how.n_ubatch = most_rows
         how.n_threads = how.n_threads_batch = threads
-        self._model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
+        where = llama_cpp.llama_model_default_params()
+        where.use_mmap = False  # nor do the others' weights leave memory
+        self._model = llama_cpp.llama_model_load_from_file(str(file).encode(), where)
         if not self._model:
             raise RuntimeError(f"llama.cpp does not load {file}")
         self._context = llama_cpp.llama_init_from_model(self._model, how)

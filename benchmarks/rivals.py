@@ -35,8 +35,9 @@ import torch
 from make_model import make
 from rival_report import report
 from runs import OURS, SHAPES, Request, Runner, enough, our_runner, papers_setting, rest, uncached
-from step import HERE, Contestant, timed, torch_contestants, torch_model
+from step import HERE, Contestant, our_model, timed, torch_contestants, torch_model
 from step import ours as our_contestant
+from torch_llada import read_folder
 from torch_methods import plain
 
 import dllm_fast
@@ -97,14 +98,15 @@ class Field:
         self.args = args
         cache = pathlib.Path(args.cache or pathlib.Path(tempfile.gettempdir()) / "dllm_fast-benchmarks")
         self.folder = args.model or make(cache / f"{args.family}-{args.layers}", args.family, args.layers)
-        self.model = dllm_fast.load(self.folder, device="cpu", threads=args.threads)
-        self.rival, self.bf16 = torch_model(self.folder, args.family)
+        config, tensors = read_folder(self.folder)
+        self.model = our_model(config, tensors, args.threads)
+        self.rival, self.bf16 = torch_model(args.family, config, tensors)
 
     def request(self, cache: Any = None) -> Request:
         return Request(self.args, self.model.config["mask_id"], cache)
 
     def f32(self) -> Any:
-        return torch_model(self.folder, self.args.family, torch.float32)[1]
+        return torch_model(self.args.family, *read_folder(self.folder, torch.float32))[1]
 
     def others(self) -> Iterator[tuple[str, Any, Any]]:
         """(name, model, how it predicts) of everybody who runs the official loop without a cache."""
@@ -216,7 +218,7 @@ def verify(folder: pathlib.Path, family: str, cache: Any, prompt: np.ndarray, an
     dLLM-Cache chooses between values that are equal but for rounding.
     """
     model = dllm_fast.load(folder, dtype="float32", device="cpu", threads=1)
-    rival, plain_model = torch_model(folder, family, torch.float32)
+    rival, plain_model = torch_model(family, *read_folder(folder, torch.float32))
     length = {"gen_length" if family == "llada" else "max_new_tokens": answer}
     each = 1 if family == "llada" else 2
     options = {"steps": answer // each, "block_length": block, **length}

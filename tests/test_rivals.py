@@ -40,7 +40,7 @@ def test_torch_methods_give_our_ids(rivals, family, cache):
 def test_a_method_with_another_setting_gives_other_ids(rivals):
     """So that the test above can fail."""
     folder, prompt = MODELS / "llada_tiny", np.random.default_rng(0).integers(0, 280, 21)
-    llada, model = rivals.torch_model(folder, "llada", rivals.torch.float32)
+    llada, model = rivals.torch_model("llada", *rivals.read_folder(folder, rivals.torch.float32))
     for one, other in zip(CACHES[1:], [*CACHES[2:], None], strict=True):
         mine = dllm_fast.load(folder, dtype="float32").generate(prompt[None], steps=24, gen_length=24, block_length=8, cache=one)
         stand_in = rivals.plain(other, model, 21, 24, 8) if other else model
@@ -53,7 +53,7 @@ def test_torch_computes_where_the_weights_lie(rivals, family):
     """Tensors without data refuse to meet those of the processor, as a GPU's do."""
     import torch.fx.experimental._config
 
-    module, loaded = rivals.torch_model(MODELS / f"{family}_tiny", family)
+    module, loaded = rivals.torch_model(family, *rivals.read_folder(MODELS / f"{family}_tiny"))
     model = type(loaded)(loaded.config, {name: w.to("meta") for name, w in loaded.w.items()})
     x = torch.zeros((2, 24), dtype=torch.long, device="meta")
     with torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True):

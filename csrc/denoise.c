@@ -31,7 +31,7 @@ static bool guidance_due(const dllm_session *s)
     return s->branches > 1 && (step < WARM_UP || step % (uint64_t)s->params.cfg_interval == 0);
 }
 
-/* On a device it may still be running. */
+/* On a device it may be yet to begin. */
 static int ask_for_pass(dllm_session *s)
 {
     FAIL_IF(s->forwarded, DLLM_E_VALUE, "forward was called twice: decide comes between");
@@ -379,16 +379,9 @@ static int unfinished(const dllm_session *s)
     return n;
 }
 
-int dllm_session_decide(dllm_session *s, dllm_mat logits)
+/* Draws tokens, by the caller's logits if there are any, and reveals what the rule allows. */
+static int decide(dllm_session *s, dllm_mat logits)
 {
-    FAIL_IF(!s->forwarded && !logits.data, DLLM_E_VALUE, "decide without a forward, and without logits");
-    FAIL_IF(logits.data && (logits.rows != s->rows || logits.cols != s->model->config.vocab || logits.dtype != DLLM_F32),
-            DLLM_E_VALUE, "logits [%lld, %lld] in %s: [%lld, %d] in float32 expected", (long long)logits.rows,
-            (long long)logits.cols, dllm_dtype_name(logits.dtype), (long long)s->rows, s->model->config.vocab);
-    const int place = logits.data ? dllm_device_place(&s->device, logits.data) : -1;
-    FAIL_IF(place >= 0 && place != s->device.index, DLLM_E_VALUE, "logits on GPU %d for a session on %s", place, s->device.name);
-    dllm_begin(s, DLLM_STAGE_PLAN);
-    if (!s->forwarded) TRY(dllm_ask(s));
     dllm_enter(s, DLLM_STAGE_PREDICT);
     s->forwarded = false;
     s->n_revealed = 0;
@@ -412,12 +405,26 @@ int dllm_session_decide(dllm_session *s, dllm_mat logits)
     return unfinished(s);
 }
 
+int dllm_session_decide(dllm_session *s, dllm_mat logits)
+{
+    FAIL_IF(!s->forwarded && !logits.data, DLLM_E_VALUE, "decide without a forward, and without logits");
+    FAIL_IF(logits.data && (logits.rows != s->rows || logits.cols != s->model->config.vocab || logits.dtype != DLLM_F32),
+            DLLM_E_VALUE, "logits [%lld, %lld] in %s: [%lld, %d] in float32 expected", (long long)logits.rows,
+            (long long)logits.cols, dllm_dtype_name(logits.dtype), (long long)s->rows, s->model->config.vocab);
+    const int place = logits.data ? dllm_device_place(&s->device, logits.data) : -1;
+    FAIL_IF(place >= 0 && place != s->device.index, DLLM_E_VALUE, "logits on GPU %d for a session on %s", place, s->device.name);
+    dllm_begin(s, DLLM_STAGE_PLAN);
+    if (!s->forwarded) TRY(dllm_ask(s));
+    return decide(s, logits);
+}
+
 int dllm_session_step(dllm_session *s)
 {
     if (unfinished(s) == 0) return 0;
     TRY(ask_for_pass(s));
-    dllm_finish(s);
-    return dllm_session_decide(s, (dllm_mat){ 0 });
+    const int left = decide(s, (dllm_mat){ 0 });
+    if (left < 0) dllm_wait(s); /* nobody needs the pass any more, but kernels may still read what the host now changes */
+    return left;
 }
 
 int dllm_session_run(dllm_session *s, bool (*progress)(void *arg, dllm_session *s), void *arg)

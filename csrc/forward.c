@@ -288,7 +288,7 @@ static void run_branch(dllm_session *s)
         s->layer_rows[b] = (dllm_layer_rows){ .travel = s->plans[b].rows, .out = s->sequences[b].ask };
         s->sequences[b].changed = s->plans[b].changed;
     }
-    dllm_make_room(s);
+    dllm_make_branch_room(s);
     const dllm_rows travel = dllm_pack(s, DLLM_SET_TRAVEL);
     dllm_enter(s, DLLM_STAGE_EMBED);
     op->embed(&s->device, s->x, travel, m->weights.embed, s->ids[s->branch]);

@@ -211,6 +211,12 @@ int dllm_check_device(dllm_session *s)
 }
 
 /* ---- row numbers ---------------------------------------------------------------------------------------------------------------- */
+/* Each branch has its part, so that the same is asked of the same places in every step. */
+void dllm_make_branch_room(dllm_session *s)
+{
+    s->places_used = dllm_is_host(&s->device) ? 0 : s->branch * (step_room(s) / s->branches);
+}
+
 void dllm_make_room(dllm_session *s)
 {
     if (dllm_is_host(&s->device)) s->places_used = 0; /* elsewhere kernels may still read the others */

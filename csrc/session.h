@@ -43,12 +43,13 @@ int dllm_need_logits(dllm_session *s);               /* room for logits, if deco
 void dllm_give_memory(dllm_session *s);
 /* The host reads what kernels write only after one of these; all but the last leave a failure for that one to tell. */
 void dllm_wait(dllm_session *s);
-void dllm_mark(dllm_session *s);        /* what was asked for until now is awaited by */
-void dllm_reach(dllm_session *s);       /* while the device goes on with the rest */
+void dllm_mark(dllm_session *s);
+void dllm_reach(dllm_session *s);       /* waits for what was asked before the mark, while the device goes on with the rest */
 int dllm_check_device(dllm_session *s); /* 0, or the device's first failure; no kernel runs any more */
 /* Numbers for kernels to read: room for n of them, which stay until the next dllm_make_room and as long as kernels may read them. Between
- * two of these lies what one layer asks for. */
+ * two of these lies what one layer asks for. A pass begins with the other one, when no kernel reads what an earlier step left there. */
 void dllm_make_room(dllm_session *s);
+void dllm_make_branch_room(dllm_session *s);
 int32_t *dllm_room(dllm_session *s, int64_t n);
 dllm_pick *dllm_room_for_picks(dllm_session *s, int64_t n);
 /* Row numbers that a kernel picked lie in s->picked, until the next pick: a session's own, in the order of the calls. */

@@ -49,7 +49,7 @@ struct dllm_strategy {
     /* The hooks of a layer, in order. Any may be NULL. Kernels that they ask read row numbers that lie in dllm_room() or that kernels
      * picked; what those write, the host reads after dllm_wait(), for which the device stands still. */
     void (*choose)(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r); /* another start than "everything that changed" */
-    /* Rows whose FFN is due, by how much the contexts turned. Of a pass of full plans alone nobody asks. */
+    /* Rows whose FFN is due, by how much the contexts turned, which the host has awaited. Needs DLLM_KEEP_CONTEXT; full plans do not ask. */
     dllm_rows (*after_context)(dllm_session *s, dllm_sequence *q, dllm_rows rows, const float *similarity);
     void (*after_layer)(dllm_session *s, dllm_sequence *q, dllm_rows exact, int32_t first_query);
 };

@@ -82,9 +82,10 @@ struct dllm_ops {
     void *(*alloc_shared)(dllm_device *d, size_t bytes);
     void (*free_shared)(dllm_device *d, void *p);
     int (*sync)(dllm_device *d); /* waits; 0, or the first failure since the last wait, which d->why explains */
-    /* Waits no longer than for what was asked before the latest mark, while the device goes on with what was asked after it. */
+    /* reach() waits for what was asked before the latest mark() and no longer, and the device goes on with what was asked after it; else
+     * as sync(). */
     void (*mark)(dllm_device *d);
-    int (*reach)(dllm_device *d); /* as sync */
+    int (*reach)(dllm_device *d);
     /* Bytes of scratch the kernels of one session need for at most `rows` rows a call, and `keys` keys a span or scores a
      * call. */
     size_t (*scratch)(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys);
@@ -181,7 +182,7 @@ struct dllm_device {
     int failed;    /* first failure since the last wait, as DLLM_E_*; */
     char why[256]; /* and its message */
     void *queue;   /* CUDA only: see cuda/queue.h */
-    /* CUDA only: kernels asked for so far, and how often the host handed some to the GPU, one or many at once. */
+    /* CUDA only: kernels handed to the GPU so far, and how often the host did that, with one or with many at once. */
     uint64_t kernels, launches;
 };
 

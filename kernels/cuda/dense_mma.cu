@@ -10,7 +10,7 @@
 enum { DEPTH = 64, PIECES = DEPTH / 8, FEW_ROWS = 64, FEATURES = PANEL, BLOCKS = 384, SHORTEST = 256 };
 
 struct slicing {
-    int n;                 /* slices */
+    int64_t n;             /* slices */
     int64_t tiles, of_one; /* tiles of DEPTH columns in all and in a slice */
 };
 
@@ -21,7 +21,7 @@ static slicing slice(int64_t features, int64_t columns)
     const int64_t wanted = (BLOCKS + blocks / 2) / blocks, n = wanted < 1 ? 1 : wanted > longest ? longest : wanted;
     slicing s = { 0, (columns + DEPTH - 1) / DEPTH, 0 };
     s.of_one = (s.tiles + n - 1) / n;
-    s.n = (int)((s.tiles + s.of_one - 1) / s.of_one);
+    s.n = (s.tiles + s.of_one - 1) / s.of_one;
     return s;
 }
 

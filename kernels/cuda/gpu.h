@@ -188,7 +188,7 @@ void launch(dllm_device *d, const char *name, void (*kernel)(P...), dim3 grid, i
 {
     static_assert(sizeof...(P) <= MOST_ARGS && (sizeof(P) + ... + 0) + alignof(double) * sizeof...(P) <= ARG_BYTES,
                   "more arguments than a call has room for");
-    kernel_call *c = dllm_queue_add(d);
+    kernel_call *c = dllm_queue_begin(d);
     if (!c) return;
 #ifndef __CUDACC__
     sim::know(name, kernel);
@@ -199,6 +199,7 @@ void launch(dllm_device *d, const char *name, void (*kernel)(P...), dim3 grid, i
     c->threads = (unsigned)threads;
     c->shared_bytes = shared_bytes;
     (add_argument<P>(c, args), ...);
+    dllm_queue_end(d);
 }
 
 /* Threads for a row of n elements in pieces of eight: enough, and a number that follows from n alone. */

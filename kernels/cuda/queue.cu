@@ -1,6 +1,6 @@
 /* A graph costs the host one launch, however many kernels it has. Making one costs some hundred launches, and another argument for one of
  * its kernels about as much as launching it. But steps of one phase ask for almost the same: the same kernels and places, and here and
- * there another number of rows. So a queue remembers the latest sequences of calls. One that comes again, but for a few calls, becomes a
+ * there another number of rows. So a queue remembers the latest lists of calls. One that comes again, but for a few calls, becomes a
  * graph, in which from then on only those calls are changed. */
 #include <cstdlib>
 
@@ -8,29 +8,30 @@
 
 enum {
     SHORTEST = 32, /* calls; fewer go one by one */
-    KEPT = 8,      /* sequences: phases of a method, rounds of the head */
+    KEPT = 8,      /* lists: phases of a method, rounds of the head */
     ALIKE = 2      /* half of the calls may differ: changing them costs no more than launching them */
 };
 
-struct sequence {
+struct call_list {
     kernel_call *calls;
     int n, room;
 };
 
-struct kept_sequence {
-    sequence of;
+struct kept_list {
+    call_list of;
     cudaGraph_t graph;
-    cudaGraphExec_t ready; /* null: seen once, no graph yet */
+    cudaGraphExec_t ready; /* null: no graph yet */
     cudaGraphNode_t *nodes;
-    uint64_t used; /* when; 0: never */
+    uint64_t last_use; /* 0: none */
 };
 
 struct queue {
-    sequence waiting;
-    kept_sequence kept[KEPT];
-    uint64_t flushes;
+    call_list waiting;
+    kept_list kept[KEPT];
+    uint64_t uses;
     cudaEvent_t mark;
-    bool graphs;
+    bool graphs; /* are there any? */
+    bool marked; /* since the last wait */
 };
 
 static cudaStream_t stream_of(const dllm_device *d) { return (cudaStream_t)d->stream; }
@@ -51,10 +52,10 @@ void dllm_queue_open(dllm_device *d)
     if (d->failed) dllm_queue_close(d);
 }
 
-/* The sequence stays; its room, too. */
-static void drop_graph(kept_sequence *k)
+/* The list stays. */
+static void drop_graph(kept_list *k)
 {
-    if (k->ready) cudaGraphExecDestroy(k->ready);
+    if (k->ready) cudaGraphExecDestroy(k->ready); /* CUDA lets it end if it runs */
     if (k->graph) cudaGraphDestroy(k->graph);
     free(k->nodes);
     k->ready = nullptr;
@@ -67,7 +68,7 @@ void dllm_queue_close(dllm_device *d)
     queue *q = (queue *)d->queue;
     if (!q) return;
     if (d->stream) cudaStreamSynchronize(stream_of(d)); /* what still waits here is wanted by nobody */
-    for (kept_sequence &k : q->kept) {
+    for (kept_list &k : q->kept) {
         drop_graph(&k);
         free(k.of.calls);
     }
@@ -78,8 +79,8 @@ void dllm_queue_close(dllm_device *d)
     d->queue = d->stream = nullptr;
 }
 
-/* ---- sequences of calls -------------------------------------------------------------------------------------------------------------- */
-static bool make_room(sequence *s, int n)
+/* ---- lists of calls ------------------------------------------------------------------------------------------------------------------ */
+static bool make_room(call_list *s, int n)
 {
     if (n <= s->room) return true;
     const int room = n > 2 * s->room ? n : 2 * s->room;
@@ -90,26 +91,31 @@ static bool make_room(sequence *s, int n)
     return true;
 }
 
-kernel_call *dllm_queue_add(dllm_device *d)
+kernel_call *dllm_queue_begin(dllm_device *d)
 {
-    sequence *s = &((queue *)d->queue)->waiting;
+    call_list *s = &((queue *)d->queue)->waiting;
     if (!make_room(s, s->n + 1)) {
         dllm_cuda_note(d, "asking for a kernel", cudaErrorMemoryAllocation);
         return nullptr;
     }
     kernel_call *c = &s->calls[s->n++];
-    c->n_args = c->used = 0;
+    c->n_args = c->bytes = 0;
     return c;
+}
+
+void dllm_queue_end(dllm_device *d)
+{
+    if (((queue *)d->queue)->marked) dllm_queue_flush(d);
 }
 
 static bool same(const kernel_call &a, const kernel_call &b)
 {
     return a.kernel == b.kernel && a.grid.x == b.grid.x && a.grid.y == b.grid.y && a.grid.z == b.grid.z && a.threads == b.threads &&
-           a.shared_bytes == b.shared_bytes && a.used == b.used && memcmp(a.args, b.args, (size_t)a.used) == 0;
+           a.shared_bytes == b.shared_bytes && a.bytes == b.bytes && memcmp(a.args, b.args, (size_t)a.bytes) == 0;
 }
 
 /* How many calls differ; what is more than `most` does not matter. */
-static int differences(const sequence &a, const sequence &b, int most)
+static int differences(const call_list &a, const call_list &b, int most)
 {
     if (a.n != b.n) return most + 1;
     int n = 0;
@@ -117,30 +123,32 @@ static int differences(const sequence &a, const sequence &b, int most)
     return n;
 }
 
-static kept_sequence *most_like(queue *q)
+/* NULL: none is like what waits. */
+static kept_list *most_alike(queue *q)
 {
-    kept_sequence *found = nullptr;
+    kept_list *found = nullptr;
     int most = q->waiting.n / ALIKE;
-    for (kept_sequence &k : q->kept) {
+    for (kept_list &k : q->kept) {
         const int n = differences(k.of, q->waiting, most);
         if (n > most) continue;
         found = &k;
         most = n - 1;
     }
+    if (found) found->last_use = ++q->uses;
     return found;
 }
 
 /* In the place of the one that was not used for longest. */
 static void remember(queue *q)
 {
-    kept_sequence *oldest = q->kept;
-    for (kept_sequence &k : q->kept) oldest = k.used < oldest->used ? &k : oldest;
+    kept_list *oldest = q->kept;
+    for (kept_list &k : q->kept) oldest = k.last_use < oldest->last_use ? &k : oldest;
     drop_graph(oldest);
     oldest->of.n = 0;
     if (!make_room(&oldest->of, q->waiting.n)) return; /* then it is seen again for the first time */
     memcpy(oldest->of.calls, q->waiting.calls, (size_t)q->waiting.n * sizeof *q->waiting.calls);
     oldest->of.n = q->waiting.n;
-    oldest->used = ++q->flushes;
+    oldest->last_use = ++q->uses;
 }
 
 /* ---- to the GPU ---------------------------------------------------------------------------------------------------------------------- */
@@ -157,7 +165,7 @@ static cudaError_t allow_shared(const kernel_call &c)
                : cudaFuncSetAttribute(c.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)c.shared_bytes);
 }
 
-static void launch_each(dllm_device *d, sequence *s)
+static void launch_each(dllm_device *d, call_list *s)
 {
     for (int i = 0; i < s->n; i++) {
         kernel_call *c = &s->calls[i];
@@ -177,7 +185,7 @@ static cudaKernelNodeParams node_of(kernel_call *c, void *(&args)[MOST_ARGS])
 }
 
 /* One kernel after the other. */
-static bool build(kept_sequence *k)
+static bool build(kept_list *k)
 {
     void *args[MOST_ARGS];
     k->nodes = (cudaGraphNode_t *)calloc((size_t)k->of.n, sizeof *k->nodes);
@@ -190,8 +198,8 @@ static bool build(kept_sequence *k)
     return cudaGraphInstantiate(&k->ready, k->graph, 0) == cudaSuccess;
 }
 
-/* The kept sequence, and its graph if there is one, become what waits. */
-static bool bring_up_to_date(kept_sequence *k, const sequence &waiting)
+/* The kept list, and its graph if there is one, become what waits. */
+static bool bring_up_to_date(kept_list *k, const call_list &waiting)
 {
     void *args[MOST_ARGS];
     for (int i = 0; i < waiting.n; i++) {
@@ -204,23 +212,23 @@ static bool bring_up_to_date(kept_sequence *k, const sequence &waiting)
     return true;
 }
 
-/* Whether everything that waits went as a graph. A GPU that refuses one is asked for none any more. */
-static bool launch_graph(dllm_device *d, queue *q)
+/* What comes for the first time is remembered, for the second time made a graph, while the GPU works on it kernel by kernel; then the
+ * graph serves. A GPU that refuses one is asked for none any more. */
+static void launch_list(dllm_device *d, queue *q)
 {
-    kept_sequence *k = most_like(q);
-    if (!k) {
-        remember(q);
-        return false;
-    }
-    k->used = ++q->flushes;
-    if (bring_up_to_date(k, q->waiting) && (k->ready || build(k)) && !cudaGraphLaunch(k->ready, stream_of(d))) {
+    kept_list *k = most_alike(q);
+    const bool fine = !k || bring_up_to_date(k, q->waiting);
+    if (k && k->ready && fine && !cudaGraphLaunch(k->ready, stream_of(d))) {
         d->launches++;
-        return true;
+        return;
     }
-    cudaGetLastError();
-    drop_graph(k);
-    q->graphs = false;
-    return false;
+    launch_each(d, &q->waiting);
+    if (!k) remember(q);
+    else if (k->ready || !fine || !build(k)) {
+        cudaGetLastError();
+        drop_graph(k);
+        q->graphs = false;
+    }
 }
 
 void dllm_queue_flush(dllm_device *d)
@@ -230,16 +238,25 @@ void dllm_queue_flush(dllm_device *d)
     const current_gpu gpu(d->index);
     dllm_cuda_note(d, "launching", gpu.error);
     d->kernels += (uint64_t)q->waiting.n;
-    if (!q->graphs || q->waiting.n < SHORTEST || !launch_graph(d, q)) launch_each(d, &q->waiting);
+    if (q->graphs && q->waiting.n >= SHORTEST) launch_list(d, q);
+    else launch_each(d, &q->waiting);
     q->waiting.n = 0;
 }
 
-/* ---- a place in the stream ----------------------------------------------------------------------------------------------------------- */
+/* ---- waiting ------------------------------------------------------------------------------------------------------------------------- */
+void dllm_queue_wait(dllm_device *d)
+{
+    dllm_queue_flush(d);
+    ((queue *)d->queue)->marked = false;
+    dllm_cuda_note(d, "kernels", cudaStreamSynchronize(stream_of(d)));
+}
+
 void dllm_queue_mark(dllm_device *d)
 {
     dllm_queue_flush(d);
     const current_gpu gpu(d->index);
     dllm_cuda_note(d, "marking", cudaEventRecord(((queue *)d->queue)->mark, stream_of(d)));
+    ((queue *)d->queue)->marked = true;
 }
 
 void dllm_queue_reach(dllm_device *d) { dllm_cuda_note(d, "kernels", cudaEventSynchronize(((queue *)d->queue)->mark)); }

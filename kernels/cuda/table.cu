@@ -22,8 +22,7 @@ static int tell(dllm_device *d)
 
 static int sync_cuda(dllm_device *d)
 {
-    dllm_queue_flush(d);
-    dllm_cuda_note(d, "kernels", cudaStreamSynchronize((cudaStream_t)d->stream));
+    dllm_queue_wait(d);
     return tell(d);
 }
 
@@ -37,6 +36,7 @@ static int reach_cuda(dllm_device *d)
 static int open_cuda(dllm_device *d)
 {
     const current_gpu gpu(d->index);
+    d->queue = d->stream = nullptr; /* of the device that this one is a copy of */
     dllm_cuda_note(d, "opening the device", gpu.error);
     if (!d->failed) dllm_blas_open(d);
     if (!d->failed) dllm_queue_open(d);

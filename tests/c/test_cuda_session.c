@@ -90,6 +90,36 @@ static const void *draw(void *arg, dllm_draw kind, const int64_t *shape, int ndi
     return numbers;
 }
 
+/* The same, but the nth time there are none. */
+static int until_none;
+
+static const void *draw_until_none(void *arg, dllm_draw kind, const int64_t *shape, int ndim)
+{
+    return --until_none == 0 ? NULL : draw(arg, kind, shape, ndim);
+}
+
+/* A step that fails for want of numbers is made again, and again, and what comes after it is the processor's. */
+static void fail_and_go_on(dllm_model *const models[PLACES], dllm_params p, const char *where)
+{
+    dllm_session *s[PLACES] = { NULL };
+    bool same = true;
+    p.noise.draw = draw_until_none;
+    for (int i = 0; i < PLACES; i++) expect(dllm_session_open(&s[i], models[i], &p, prompts, 2) == 0, "opens", where);
+    int left = 1, refused = 0;
+    for (int step = 0; s[GPU] && s[CPU] && same && left > 0; step++) {
+        int status[PLACES];
+        for (int i = 0; i < PLACES; i++) {
+            until_none = step % 4 ? 1 : 0;
+            status[i] = dllm_session_step(s[i]);
+        }
+        same = status[GPU] == status[CPU] && (status[GPU] < 0 || same_step(s));
+        refused += status[GPU] == DLLM_E_CALLBACK;
+        if (status[GPU] >= 0) left = status[GPU];
+    }
+    expect(same && left == 0 && refused >= 3, "goes on after steps that failed", where);
+    for (int i = 0; i < PLACES; i++) dllm_session_close(s[i]);
+}
+
 static void run_method(dllm_model *const models[PLACES], const char *folder, const char *method)
 {
     char where[600];
@@ -118,6 +148,8 @@ static void run_method(dllm_model *const models[PLACES], const char *folder, con
     p.noise.draw = draw;
     snprintf(where, sizeof where, "%s, %s, recorded", folder, method);
     generate(models, &p, where);
+    p.watch = false;
+    fail_and_go_on(models, p, where);
 }
 
 /* ---- waiting ------------------------------------------------------------------------------------------------------------------ */
@@ -127,6 +159,7 @@ enum { STEPS = 12, FULL = 2 };
 static const dllm_ops *table;
 static dllm_ops counting;
 static int waits, reaches;
+static uint64_t kernels_at_mark;
 
 static int sync_counted(dllm_device *d)
 {
@@ -146,9 +179,16 @@ static void copy_out_counted(dllm_device *d, void *to, const void *from, size_t 
     table->copy_out(d, to, from, bytes);
 }
 
+static void mark_counted(dllm_device *d)
+{
+    table->mark(d);
+    kernels_at_mark = d->kernels;
+}
+
 static int reach_counted(dllm_device *d)
 {
     reaches++;
+    expect(d->kernels > kernels_at_mark, "the device has something to do while the host waits", "mark");
     return table->reach(d);
 }
 
@@ -229,6 +269,7 @@ static void check_waits(const char *folder)
         table = device->ops;
         counting = *table;
         counting.sync = sync_counted;
+        counting.mark = mark_counted;
         counting.reach = reach_counted;
         counting.copy_in = copy_in_counted;
         counting.copy_out = copy_out_counted;

@@ -35,11 +35,12 @@ struct graph_node {
     call what;
     std::vector<graph_node *> after;
 };
+typedef std::vector<std::unique_ptr<graph_node>> graph_nodes;
 struct graph {
-    std::vector<std::unique_ptr<graph_node>> nodes;
+    std::shared_ptr<graph_nodes> nodes; /* of all who still need them */
 };
 struct graph_exec {
-    graph *of;
+    std::shared_ptr<graph_nodes> nodes;
     std::vector<call> calls; /* of the nodes */
 };
 /* Where a stream was when it was last recorded. */
@@ -169,17 +170,17 @@ bool make_call(call *c, const void *kernel, dim3 grid, dim3 block, void **args, 
 void run(const call &c) { run_grid(c.name, c.grid, c.threads, c.shared_bytes, c.kernel); }
 
 /* Nodes that wait for nobody run in any order: here the last one first. */
-void run_graph(const graph &g, const std::vector<call> &calls)
+void run_graph(const graph_nodes &nodes, const std::vector<call> &calls)
 {
     std::set<const graph_node *> done;
-    while (done.size() < g.nodes.size()) {
-        size_t i = g.nodes.size();
+    while (done.size() < nodes.size()) {
+        size_t i = nodes.size();
         const auto ready = [&](const graph_node *n) {
             return !done.count(n) && std::all_of(n->after.begin(), n->after.end(), [&](graph_node *a) { return done.count(a); });
         };
-        while (!ready(g.nodes[--i].get())) {}
+        while (!ready(nodes[--i].get())) {}
         run(calls[i]);
-        done.insert(g.nodes[i].get());
+        done.insert(nodes[i].get());
     }
 }
 } // namespace
@@ -383,7 +384,7 @@ cudaError_t cudaGraphCreate(cudaGraph_t *g, unsigned)
 {
     std::lock_guard<std::recursive_mutex> hold(sim::lock);
     if (sim::refused()) return failed(cudaErrorMemoryAllocation);
-    *g = new sim::graph;
+    *g = new sim::graph{ std::make_shared<sim::graph_nodes>() };
     sim::graphs++;
     return cudaSuccess;
 }
@@ -396,7 +397,7 @@ cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t g, const c
         return failed(cudaErrorInvalidConfiguration);
     made->after.assign(after, after + n_after);
     *node = made.get();
-    g->nodes.push_back(std::move(made));
+    g->nodes->push_back(std::move(made));
     return cudaSuccess;
 }
 
@@ -404,8 +405,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned lon
 {
     std::lock_guard<std::recursive_mutex> hold(sim::lock);
     if (sim::refused()) return failed(cudaErrorMemoryAllocation);
-    *e = new sim::graph_exec{ g, {} };
-    for (const auto &n : g->nodes) (*e)->calls.push_back(n->what);
+    *e = new sim::graph_exec{ g->nodes, {} };
+    for (const auto &n : *g->nodes) (*e)->calls.push_back(n->what);
     sim::graphs++;
     return cudaSuccess;
 }
@@ -413,7 +414,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned lon
 cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t e, cudaGraphNode_t node, const cudaKernelNodeParams *p)
 {
     for (size_t i = 0; i < e->calls.size(); i++) {
-        if (e->of->nodes[i].get() != node) continue;
+        if ((*e->nodes)[i].get() != node) continue;
         if (sim::make_call(&e->calls[i], p->func, p->grid, p->block, p->kernelParams, p->sharedMemBytes)) return cudaSuccess;
     }
     return failed(cudaErrorInvalidValue);
@@ -422,9 +423,9 @@ cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t e, cudaGraphNode_t 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
 {
     /* What it is given later does not reach what was launched before. */
+    const auto nodes = e->nodes;
     const std::vector<sim::call> calls = e->calls;
-    const sim::graph *g = e->of;
-    return sim::ask(s, [=] { sim::run_graph(*g, calls); }), cudaSuccess;
+    return sim::ask(s, [=] { sim::run_graph(*nodes, calls); }), cudaSuccess;
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)

@@ -123,7 +123,7 @@ def report(args: argparse.Namespace, rows: list[dict], model: dllm_fast.Model) -
     layers = f"-{args.layers}layers" if args.layers != LAYERS else ""
     level = args.device.removeprefix("cpu").replace(":", "-")
     path = folder / f"methods-{args.family}{layers}{batch}{level}-{time.strftime('%Y-%m-%d')}"
-    text = f"{about}\n\n{where['cpu']} ({best}), {where['date']}, commit {commit}\n\n{table(HEADER, map(line, rows))}\n"
+    text = f"{about}\n\n{where['cpu']} ({best}), {where['date']}, commit {where['commit']}\n\n{table(HEADER, map(line, rows))}\n"
     text += f"\nMilliseconds a step, by stage:\n\n{table(STAGES, map(stages_line, rows))}\n"
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     result = {"about": about, **where, "ceilings": dataclasses.asdict(best), "rows": rows}

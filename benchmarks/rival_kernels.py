@@ -74,8 +74,8 @@ class Pool:
 
 
 def take_turns(contestants: dict[str, Callable[[], float]], repeats: int) -> dict[str, dict[str, float]]:
-    """Fastest and median seconds of each. What counts is the last run of a turn: by then the system, which may wake all threads on one
-    core, has spread them."""
+    """Fastest and median seconds of each. What counts is the last run of a turn: by then the system, which may wake all threads on
+    one core, has spread them."""
     all_: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, run in contestants.items():

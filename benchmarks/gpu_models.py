@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from make_model import DREAM_7B, LLADA_8B, is_norm, make, shapes_of
 from runs import OURS, SHAPES, Request, Runner, enough, kind_of, our_runner, papers_setting, typical
-from step import commit, ours, timed, torch_contestants
+from step import commit, our_model, ours, timed, torch_contestants, torch_model
 
 import dllm_fast
 from dllm_fast.ceilings import INSIDE
@@ -107,7 +107,7 @@ class Field:
         if self.place:
             weights = random_weights(args.family, self.config, self.place)
             self.weights, self.model = self.share(weights)
-            self.rival, self.torch_model = self.of_torch(weights)
+            self.rival, self.torch_model = torch_model(args.family, self.config, weights)
         else:
             layers = full.get("n_layers") or full["num_hidden_layers"]
             cache = pathlib.Path(args.cache or pathlib.Path(tempfile.gettempdir()) / "dllm_fast-benchmarks")
@@ -116,18 +116,9 @@ class Field:
 
     def share(self, weights: dict[str, Any]) -> tuple[str, dllm_fast.Model]:
         """(whose our weights are, our model of torch's)."""
-        model = dllm_fast.Model.from_tensors(json.dumps(self.config), weights, device=self.args.device)
+        model = our_model(self.config, weights, self.args.device)
         borrowed = model.core.pointers()["embed"] == next(iter(weights.values())).data_ptr()
         return "torch's own" if borrowed else "copies of torch's", model
-
-    def of_torch(self, weights: dict[str, Any]) -> tuple[Any, Any]:
-        """(the module with the official loop, its model)."""
-        import torch_dream
-        import torch_llada
-
-        if self.args.family == "llada":
-            return torch_llada, torch_llada.TorchLLaDA(self.config, weights)
-        return torch_dream, torch_dream.TorchDream(self.config, weights)
 
     def read_bytes(self) -> int:
         """Of the weights that every step reads: all but the embedding, of which it takes rows, unless it is the head, too."""

@@ -99,7 +99,7 @@ class Field:
         cache = pathlib.Path(args.cache or pathlib.Path(tempfile.gettempdir()) / "dllm_fast-benchmarks")
         self.folder = args.model or make(cache / f"{args.family}-{args.layers}", args.family, args.layers)
         config, tensors = read_folder(self.folder)
-        self.model = our_model(config, tensors, args.threads)
+        self.model = our_model(config, tensors, "cpu", args.threads)
         self.rival, self.bf16 = torch_model(args.family, config, tensors)
 
     def request(self, cache: Any = None) -> Request:

@@ -65,7 +65,7 @@ def ours(model: Any, prompt: np.ndarray, family: str) -> Contestant:
 
 
 def torch_model(family: str, config: dict[str, Any], tensors: dict[str, Any]) -> tuple[Any, Any]:
-    """(the module with the official loop, the model) of what torch_llada.read_folder gives."""
+    """(the module with the official loop, the model) of a config.json and its tensors, wherever they lie."""
     import torch_dream
     import torch_llada
 
@@ -74,11 +74,11 @@ def torch_model(family: str, config: dict[str, Any], tensors: dict[str, Any]) ->
     return torch_dream, torch_dream.TorchDream(config, tensors)
 
 
-def our_model(config: dict[str, Any], tensors: dict[str, Any], threads: int) -> Any:
+def our_model(config: dict[str, Any], tensors: dict[str, Any], device: str, threads: int | None = None) -> Any:
     """Of torch's own tensors: a mapped file may leave memory while others take their turns, theirs may not."""
     import dllm_fast
 
-    return dllm_fast.Model.from_tensors(json.dumps(config), tensors, device="cpu", threads=threads)
+    return dllm_fast.Model.from_tensors(json.dumps(config), tensors, device=device, threads=threads)
 
 
 def torch_contestants(rival: Any, model: Any, prompt: np.ndarray, family: str, device: str = "cpu") -> list[Contestant]:
@@ -127,7 +127,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     folder = make(cache / f"{args.family}-{args.layers}", args.family, args.layers)
     load_seconds, _ = timed(lambda: dllm_fast.load(folder, device="cpu", threads=args.threads))
     config, tensors = read_folder(folder)
-    model = our_model(config, tensors, args.threads)
+    model = our_model(config, tensors, "cpu", args.threads)
     prompt = np.random.default_rng(0).integers(0, 100_000, args.length - ANSWER).astype(np.int32)
     mine = ours(model, prompt, args.family)
     contestants = [mine, *torch_contestants(*torch_model(args.family, config, tensors), prompt, args.family)]

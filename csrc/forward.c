@@ -151,8 +151,8 @@ static bool asks_contexts(const dllm_session *s, int b)
     return s->strategy->after_context && s->layer_rows[b].out.n > 0 && !s->plans[b].full;
 }
 
-/* How much contexts turned since they were last seen, if anybody asks. */
-static void compare_contexts(dllm_session *s, dllm_rows rows)
+/* How much contexts turned since they were last seen, behind a mark, if anybody asks. Does anybody? */
+static bool compare_contexts(dllm_session *s, dllm_rows rows)
 {
     dllm_device *d = &s->device;
     const dllm_rows kept = dllm_kept_rows(s, rows, DLLM_KEEP_CONTEXT);
@@ -166,24 +166,19 @@ static void compare_contexts(dllm_session *s, dllm_rows rows)
     }
     d->ops->copy(d, s->kept_context, kept, s->context, rows);
     dllm_count_rows(s, DLLM_STAGE_CACHE, 2 * (uint64_t)rows.n, s->context.cols);
+    return asked;
 }
 
 /* Rows that turned: theirs is the feed-forward of this layer, and they enter the next one as changed. */
 static void choose_turned(dllm_session *s)
 {
-    bool awaited = false;
+    dllm_enter(s, DLLM_STAGE_CACHE);
+    dllm_reach(s);
     for (int32_t b = 0, at = 0; b < s->n_sequences; b++) {
         dllm_sequence *q = &s->sequences[b];
         dllm_layer_rows *r = &s->layer_rows[b];
-        const float *similarity = s->similarity + at;
+        if (asks_contexts(s, b)) r->ffn = q->changed = s->strategy->after_context(s, q, r->out, s->similarity + at);
         at += r->out.n;
-        if (!asks_contexts(s, b)) continue;
-        if (!awaited) {
-            dllm_enter(s, DLLM_STAGE_CACHE);
-            dllm_reach(s);
-        }
-        awaited = true;
-        r->ffn = q->changed = s->strategy->after_context(s, q, r->out, similarity);
     }
 }
 
@@ -219,12 +214,12 @@ static void run_layer(dllm_session *s)
     drop_unread(s);
     attention(s, w);
     const dllm_rows travel = dllm_pack(s, DLLM_SET_TRAVEL), out = dllm_pack(s, DLLM_SET_OUT);
-    if (s->strategy->keeps & DLLM_KEEP_CONTEXT) compare_contexts(s, out);
+    const bool asked = s->strategy->keeps & DLLM_KEEP_CONTEXT && compare_contexts(s, out);
     dllm_enter(s, DLLM_STAGE_O);
     op->linear(d, s->attn, dllm_kept_rows(s, out, DLLM_KEEP_ATTN), s->context, out, w->o, (dllm_mat){ 0 });
     dllm_enter(s, DLLM_STAGE_ADD);
     op->add(d, s->x, travel, s->attn, dllm_kept_rows(s, travel, DLLM_KEEP_ATTN));
-    choose_turned(s); /* not before: a device works while the host waits */
+    if (asked) choose_turned(s); /* not before: a device works while the host waits */
     feed_forward(s, w);
     dllm_enter(s, DLLM_STAGE_ADD);
     op->add(d, s->x, travel, s->ffn, dllm_kept_rows(s, travel, DLLM_KEEP_FFN));

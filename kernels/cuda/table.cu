@@ -58,8 +58,7 @@ static void *alloc_cuda(dllm_device *d, size_t bytes)
 
 static void free_cuda(dllm_device *d, void *p)
 {
-    dllm_queue_flush(d);
-    cudaStreamSynchronize((cudaStream_t)d->stream);
+    dllm_queue_wait(d);
     cudaFree(p);
 }
 
@@ -96,8 +95,7 @@ static void *alloc_shared_cuda(dllm_device *d, size_t bytes)
 
 static void free_shared_cuda(dllm_device *d, void *p)
 {
-    dllm_queue_flush(d);
-    cudaStreamSynchronize((cudaStream_t)d->stream);
+    dllm_queue_wait(d);
     cudaFreeHost(p);
 }
 

@@ -120,17 +120,26 @@ static void fail_and_go_on(dllm_model *const models[PLACES], dllm_params p, cons
     for (int i = 0; i < PLACES; i++) dllm_session_close(s[i]);
 }
 
+enum { FULL = 2 }; /* steps of DyLLM */
+
+/* Short intervals, so that a few steps see every phase. */
+static dllm_params params_of(const dllm_model *m, const char *method, int32_t answer_len)
+{
+    dllm_params p;
+    dllm_params_init(&p, dllm_model_config(m));
+    dllm_params_use(&p, method);
+    if (p.score == DLLM_SCORE_ORIGIN) p.score = DLLM_SCORE_ENTROPY;
+    p.answer_len = p.steps = answer_len;
+    p.block_len = 4;
+    if (strcmp(method, "dllm-cache") == 0) dllm_params_set(&p, "gen_interval_steps", 3);
+    if (strcmp(method, "dyllm") == 0) dllm_params_set(&p, "full_steps", FULL);
+    return p;
+}
+
 static void run_method(dllm_model *const models[PLACES], const char *folder, const char *method)
 {
     char where[600];
-    dllm_params p;
-    dllm_params_init(&p, dllm_model_config(models[GPU]));
-    dllm_params_use(&p, method);
-    if (p.score == DLLM_SCORE_ORIGIN) p.score = DLLM_SCORE_ENTROPY;
-    p.answer_len = p.steps = 8;
-    p.block_len = 4;
-    if (strcmp(method, "dllm-cache") == 0) dllm_params_set(&p, "gen_interval_steps", 3);
-    if (strcmp(method, "dyllm") == 0) dllm_params_set(&p, "full_steps", 2);
+    dllm_params p = params_of(models[GPU], method, 8);
     snprintf(where, sizeof where, "%s, %s", folder, method);
     generate(models, &p, where);
     p.watch = true;
@@ -153,7 +162,7 @@ static void run_method(dllm_model *const models[PLACES], const char *folder, con
 }
 
 /* ---- waiting ------------------------------------------------------------------------------------------------------------------ */
-enum { STEPS = 12, FULL = 2 };
+enum { STEPS = 12 };
 
 /* The device's table, but what lets the host wait for the device counts. */
 static const dllm_ops *table;
@@ -216,21 +225,6 @@ static int count_steps(dllm_model *m, const dllm_params *p, step_count counts[ST
     return steps;
 }
 
-static dllm_params params_to_count(const dllm_model *m, const char *method, bool guided)
-{
-    dllm_params p;
-    dllm_params_init(&p, dllm_model_config(m));
-    if (p.score == DLLM_SCORE_ORIGIN) p.score = DLLM_SCORE_ENTROPY;
-    p.answer_len = p.steps = STEPS;
-    p.block_len = 4;
-    p.cfg_scale = guided ? 0.5f : 0;
-    dllm_params_use(&p, method);
-    p.rule = DLLM_RULE_QUOTA;
-    if (strcmp(method, "dllm-cache") == 0) dllm_params_set(&p, "gen_interval_steps", 3);
-    if (strcmp(method, "dyllm") == 0) dllm_params_set(&p, "full_steps", FULL);
-    return p;
-}
-
 /* A step waits once, for its tokens; but DyLLM's partial ones learn in every layer how many rows turned, while the device goes on. What was
  * asked for in the same way before goes to the device at once. */
 static void run_counts(dllm_model *m, const char *folder)
@@ -241,7 +235,9 @@ static void run_counts(dllm_model *m, const char *folder)
         char where[600];
         step_count counts[STEPS];
         const bool guided = i % 2, partial = i / 2 == 3;
-        const dllm_params p = params_to_count(m, methods[i / 2], guided);
+        dllm_params p = params_of(m, methods[i / 2], STEPS);
+        p.cfg_scale = guided ? 0.5f : 0;
+        p.rule = DLLM_RULE_QUOTA;
         snprintf(where, sizeof where, "%s, %s%s", folder, methods[i / 2], guided ? ", guided" : "");
         const int steps = count_steps(m, &p, counts);
         expect(steps == STEPS, "makes every step", where);

@@ -142,7 +142,31 @@ void ask(stream *given, std::function<void()> work)
     else on_device(s->device, work);
 }
 
+/* Work of strict devices up to a mark. */
+void do_until(const event::mark &mark)
+{
+    while (!mark.passed) do_next(mark.of);
+}
+
 cudaError_t failed(cudaError_t e) { return last = e; }
+
+/* Streams, events and graphs are counted, and may be refused. */
+template <class T> cudaError_t take(T **out, int *count, T made)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    if (refused()) return failed(cudaErrorMemoryAllocation);
+    *out = new T(std::move(made));
+    ++*count;
+    return cudaSuccess;
+}
+
+template <class T> cudaError_t give_back(T *p, int *count)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    delete p;
+    --*count;
+    return cudaSuccess;
+}
 } // namespace
 
 void later(stream *queue, std::function<void()> work) { ask(queue, std::move(work)); }
@@ -303,14 +327,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 }
 
 /* ---- streams ----------------------------------------------------------------------------------------------------------------------- */
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
-{
-    std::lock_guard<std::recursive_mutex> hold(sim::lock);
-    if (sim::refused()) return failed(cudaErrorMemoryAllocation);
-    *s = new sim::stream{ sim::device, {} };
-    sim::streams++;
-    return cudaSuccess;
-}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { return sim::take(s, &sim::streams, { sim::device, {} }); }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
@@ -322,21 +339,11 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
 cudaError_t cudaStreamDestroy(cudaStream_t s)
 {
     cudaStreamSynchronize(s);
-    std::lock_guard<std::recursive_mutex> hold(sim::lock);
-    delete s;
-    sim::streams--;
-    return cudaSuccess;
+    return sim::give_back(s, &sim::streams);
 }
 
 /* ---- events ------------------------------------------------------------------------------------------------------------------------ */
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned)
-{
-    std::lock_guard<std::recursive_mutex> hold(sim::lock);
-    if (sim::refused()) return failed(cudaErrorMemoryAllocation);
-    *e = new sim::event;
-    sim::events++;
-    return cudaSuccess;
-}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return sim::take(e, &sim::events, {}); }
 
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
@@ -348,7 +355,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned)
 {
     const auto mark = e->at;
     const auto wait = [=] {
-        while (mark && !mark->passed) sim::do_next(mark->of);
+        if (mark) sim::do_until(*mark);
     };
     return sim::ask(s, wait), cudaSuccess;
 }
@@ -359,18 +366,12 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e)
     const auto mark = e->at;
     if (!mark || mark->passed) return cudaSuccess;
     sim::guard(PROT_READ | PROT_WRITE);
-    while (!mark->passed) sim::do_next(mark->of);
+    sim::do_until(*mark);
     sim::guard(PROT_NONE);
     return cudaSuccess;
 }
 
-cudaError_t cudaEventDestroy(cudaEvent_t e)
-{
-    std::lock_guard<std::recursive_mutex> hold(sim::lock);
-    delete e;
-    sim::events--;
-    return cudaSuccess;
-}
+cudaError_t cudaEventDestroy(cudaEvent_t e) { return sim::give_back(e, &sim::events); }
 
 /* ---- kernels, one by one and in graphs --------------------------------------------------------------------------------------------- */
 cudaError_t cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **args, size_t shared_bytes, cudaStream_t s)
@@ -382,11 +383,7 @@ cudaError_t cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **a
 
 cudaError_t cudaGraphCreate(cudaGraph_t *g, unsigned)
 {
-    std::lock_guard<std::recursive_mutex> hold(sim::lock);
-    if (sim::refused()) return failed(cudaErrorMemoryAllocation);
-    *g = new sim::graph{ std::make_shared<sim::graph_nodes>() };
-    sim::graphs++;
-    return cudaSuccess;
+    return sim::take(g, &sim::graphs, { std::make_shared<sim::graph_nodes>() });
 }
 
 cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t g, const cudaGraphNode_t *after, size_t n_after,
@@ -403,12 +400,9 @@ cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t g, const c
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long)
 {
-    std::lock_guard<std::recursive_mutex> hold(sim::lock);
-    if (sim::refused()) return failed(cudaErrorMemoryAllocation);
-    *e = new sim::graph_exec{ g->nodes, {} };
-    for (const auto &n : *g->nodes) (*e)->calls.push_back(n->what);
-    sim::graphs++;
-    return cudaSuccess;
+    sim::graph_exec made = { g->nodes, {} };
+    for (const auto &n : *g->nodes) made.calls.push_back(n->what);
+    return sim::take(e, &sim::graphs, std::move(made));
 }
 
 cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t e, cudaGraphNode_t node, const cudaKernelNodeParams *p)
@@ -428,21 +422,9 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s)
     return sim::ask(s, [=] { sim::run_graph(*nodes, calls); }), cudaSuccess;
 }
 
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e)
-{
-    std::lock_guard<std::recursive_mutex> hold(sim::lock);
-    delete e;
-    sim::graphs--;
-    return cudaSuccess;
-}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) { return sim::give_back(e, &sim::graphs); }
 
-cudaError_t cudaGraphDestroy(cudaGraph_t g)
-{
-    std::lock_guard<std::recursive_mutex> hold(sim::lock);
-    delete g;
-    sim::graphs--;
-    return cudaSuccess;
-}
+cudaError_t cudaGraphDestroy(cudaGraph_t g) { return sim::give_back(g, &sim::graphs); }
 
 /* ---- what tests ask ---------------------------------------------------------------------------------------------------------------- */
 void dllm_sim_held(dllm_sim_count *out)

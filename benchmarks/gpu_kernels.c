@@ -126,15 +126,17 @@ static void bench_linear(bench *b, int32_t rows, int64_t features, int64_t colum
     release(b);
 }
 
+static dllm_spans spans(const bench *b) { return (dllm_spans){ b->span, b->columns, 1, b->span->n_q, b->span->n_keys }; }
+
 static void run_attend(bench *b)
 {
-    b->d->ops->attend(b->d, b->out, first(b->rows), b->x, b->more, b->other, b->span, 1, HEADS, HEADS);
+    b->d->ops->attend(b->d, b->out, b->x, first(b->rows), b->more, b->other, spans(b), HEADS, HEADS);
 }
 
 static void run_delta(bench *b)
 {
-    b->d->ops->attend_delta(b->d, b->out, first(b->rows), b->out, first(b->rows), b->x, b->more, b->other, first(b->columns->n),
-                            b->span, b->columns, 1, HEADS, HEADS);
+    b->d->ops->attend_delta(b->d, b->out, b->x, first(b->rows), b->out, first(b->rows), b->more, b->other, first(b->columns->n),
+                            spans(b), HEADS, HEADS);
 }
 
 static void bench_attention(bench *b, int32_t queries, int32_t keys)

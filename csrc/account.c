@@ -72,7 +72,6 @@ typedef struct {
     uint64_t pairs;  /* query and key pairs that are scored */
     uint64_t summed; /* of these, pairs whose values are summed */
     uint64_t norm, travel;
-    uint64_t q_calls;      /* exact queries and those of the delta form are two products */
     uint64_t keys, values; /* rows that attention reads of the one and of the other */
     uint64_t old;          /* contexts that the delta form starts from */
     uint64_t compared;     /* values that are compared with the kept ones */
@@ -85,12 +84,11 @@ static uint64_t flops_of(const dllm_config *c, const layer_work *w)
            6 * dim * (uint64_t)c->ffn_dim * w->ffn;
 }
 
-/* n rows of `from` numbers times a matrix, in so many calls, to rows of `to`. */
-static void count_product(dllm_session *s, dllm_stage stage, uint64_t n, uint64_t calls, dllm_mat w, dllm_mat bias, int64_t from,
-                          int64_t to)
+/* n rows of `from` numbers times a matrix, to rows of `to`. */
+static void count_product(dllm_session *s, dllm_stage stage, uint64_t n, dllm_mat w, dllm_mat bias, int64_t from, int64_t to)
 {
     if (n == 0) return;
-    count(s, stage, 2 * n * (uint64_t)(from * to), calls * (bytes_of(w) + bytes_of(bias)));
+    count(s, stage, 2 * n * (uint64_t)(from * to), bytes_of(w) + bytes_of(bias));
     dllm_count_rows(s, stage, n, from + to);
 }
 
@@ -107,13 +105,13 @@ static void count_products(dllm_session *s, const layer_work *w)
     const dllm_layer *y = &s->model->weights.layers[s->layer];
     const dllm_mat none = { 0 };
     const int64_t dim = c->dim, wide = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
-    count_product(s, DLLM_STAGE_V, w->v, 1, y->v, y->v_bias, dim, kv);
-    count_product(s, DLLM_STAGE_K, w->k, 1, y->k, y->k_bias, dim, kv);
-    count_product(s, DLLM_STAGE_Q, w->q, w->q_calls, y->q, y->q_bias, dim, wide);
-    count_product(s, DLLM_STAGE_O, w->out, 1, y->o, none, wide, dim);
-    count_product(s, DLLM_STAGE_GATE, w->ffn, 1, y->gate, none, dim, c->ffn_dim);
-    count_product(s, DLLM_STAGE_UP, w->ffn, 1, y->up, none, dim, c->ffn_dim);
-    count_product(s, DLLM_STAGE_DOWN, w->ffn, 1, y->down, none, c->ffn_dim, dim);
+    count_product(s, DLLM_STAGE_V, w->v, y->v, y->v_bias, dim, kv);
+    count_product(s, DLLM_STAGE_K, w->k, y->k, y->k_bias, dim, kv);
+    count_product(s, DLLM_STAGE_Q, w->q, y->q, y->q_bias, dim, wide);
+    count_product(s, DLLM_STAGE_O, w->out, y->o, none, wide, dim);
+    count_product(s, DLLM_STAGE_GATE, w->ffn, y->gate, none, dim, c->ffn_dim);
+    count_product(s, DLLM_STAGE_UP, w->ffn, y->up, none, dim, c->ffn_dim);
+    count_product(s, DLLM_STAGE_DOWN, w->ffn, y->down, none, c->ffn_dim, dim);
 }
 
 /* What is no product, and what is kept: of values that are compared both are read and both are written, since the kept place gets the
@@ -176,7 +174,6 @@ void dllm_count_layer(dllm_session *s)
     const dllm_config *c = &s->model->config;
     dllm_stats *st = &s->stats;
     layer_work all = { 0 };
-    bool exact = false;
     for (int b = 0; b < s->n_sequences; b++) {
         const dllm_sequence *q = &s->sequences[b];
         if (s->plans[b].rows.n == 0) continue; /* finished */
@@ -184,10 +181,8 @@ void dllm_count_layer(dllm_session *s)
         const uint64_t len = (uint64_t)q->len, wanted = s->layer == c->layers - 1 ? (uint64_t)q->ask.n : len;
         const layer_work uncached = { len, len, wanted, wanted, wanted, wanted * len, wanted * len };
         add_work(&all, &w);
-        exact |= w.q > w.old;
         st->flops_uncached += flops_of(c, &uncached);
     }
-    all.q_calls = (uint64_t)exact + (all.old > 0);
     st->rows_v += all.v;
     st->rows_k += all.k;
     st->rows_q += all.q;

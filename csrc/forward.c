@@ -18,6 +18,7 @@ static void choose_rows(dllm_session *s)
         };
         if (st->keeps & DLLM_KEEP_CONTEXT) r->delta = dllm_without(q->pick[0], p->rows, q->changed);
         if (last && !keeps) r->exact = p->inspect.n ? dllm_join(q->pick[0], wanted, p->inspect) : wanted;
+        r->q = r->delta.n ? p->rows : r->exact;
         r->norm = r->delta.n ? p->rows : r->v;
         if (st->choose && p->rows.n) st->choose(s, q, r);
     }
@@ -33,34 +34,38 @@ static void drop_unread(dllm_session *s)
         if (s->layer_rows[b].among.n) continue; /* of picked rows only the device knows which they are */
         const int32_t from = s->sequences[b].fixed - (s->model->config.shift_logits && s->sequences[b].fixed > 0);
         dllm_layer_rows *r = &s->layer_rows[b];
-        dllm_rows *sets[] = { &r->exact, &r->delta, &r->out, &r->ffn, &r->travel };
-        for (int i = 0; i < 5; i++) *sets[i] = dllm_from(*sets[i], from);
+        dllm_rows *sets[] = { &r->q, &r->exact, &r->delta, &r->out, &r->ffn, &r->travel };
+        for (int i = 0; i < 6; i++) *sets[i] = dllm_from(*sets[i], from);
     }
 }
 
-/* Queries and keys of every sequence's set; the queries lie packed from 0 in the order of the sets. */
-static int spans(dllm_session *s, bool delta)
+static int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+
+/* Queries and keys of every sequence's exact or delta set, as they lie packed, and the values of the packed v that changed. */
+static dllm_spans spans_of(dllm_session *s, dllm_set set)
 {
-    int n = 0;
-    s->spans = (dllm_span *)dllm_room(s, s->n_sequences * (int64_t)(sizeof *s->spans / sizeof(int32_t)));
-    s->columns = (dllm_columns *)dllm_room(s, s->n_sequences * (int64_t)(sizeof *s->columns / sizeof(int32_t)));
-    for (int32_t b = 0, at = 0, column = 0; b < s->n_sequences; b++) {
+    dllm_span *at = dllm_room_for(s, s->n_sequences, sizeof *at);
+    dllm_columns *columns = dllm_room_for(s, s->n_sequences, sizeof *columns);
+    dllm_spans all = { .at = at, .columns = columns };
+    for (int32_t b = 0, query = 0, column = 0; b < s->n_sequences; b++) {
         const dllm_layer_rows *r = &s->layer_rows[b];
-        const int32_t n_q = delta ? r->delta.n : r->exact.n;
+        const int32_t n_q = set == DLLM_SET_DELTA ? r->delta.n : r->exact.n, n_keys = s->plans[b].n_keys;
         if (n_q > 0) {
-            s->columns[n] = (dllm_columns){ column, r->v.n };
-            s->spans[n++] = (dllm_span){ at, n_q, (int32_t)dllm_first_slot(s, b), s->plans[b].n_keys };
+            columns[all.n] = (dllm_columns){ column, r->v.n };
+            at[all.n++] = (dllm_span){ query, n_q, (int32_t)dllm_first_slot(s, b), n_keys };
+            all.most_queries = larger(all.most_queries, n_q);
+            all.most_keys = larger(all.most_keys, n_keys);
         }
-        at += n_q;
+        query += n_q;
         column += r->v.n;
     }
-    return n;
+    return all;
 }
 
 /* Rows whose values turned join those that are recomputed anyway. The host goes on with their number. */
 static void pick_turned(dllm_session *s)
 {
-    dllm_pick *picks = dllm_room_for_picks(s, 2 * s->n_sequences);
+    dllm_pick *picks = dllm_room_for(s, 2 * s->n_sequences, sizeof *picks);
     int n = 0;
     for (int32_t b = 0, at = 0, score = 0; b < s->n_sequences; b++) {
         dllm_layer_rows *r = &s->layer_rows[b];
@@ -73,7 +78,7 @@ static void pick_turned(dllm_session *s)
                                   .take = r->turned,
                                   .to = at + known,
                                   .add = first + r->among.first };
-        r->k = r->exact = r->out = r->ffn = (dllm_rows){ .idx = s->picked + at, .first = -first, .n = known + r->turned };
+        r->k = r->q = r->exact = r->out = r->ffn = (dllm_rows){ .idx = s->picked + at, .first = -first, .n = known + r->turned };
         at += r->k.n;
     }
     s->device.ops->pick(&s->device, s->picked, s->similarity, picks, n);
@@ -109,16 +114,6 @@ static void project_values(dllm_session *s, const dllm_layer *w)
     op->replace(d, s->values, slots, s->new_values);
 }
 
-static void project_queries(dllm_session *s, const dllm_layer *w, dllm_mat to, dllm_rows rows)
-{
-    const dllm_config *c = &s->model->config;
-    const dllm_rows packed = dllm_range(0, rows.n);
-    dllm_enter(s, DLLM_STAGE_Q);
-    s->device.ops->linear(&s->device, to, packed, s->h, rows, w->q, w->q_bias);
-    dllm_enter(s, DLLM_STAGE_ROPE);
-    s->device.ops->rope(&s->device, to, packed, s->cos, s->sin, rows, c->head_dim, !c->rope_f32);
-}
-
 static void attention(dllm_session *s, const dllm_layer *w)
 {
     dllm_device *d = &s->device;
@@ -130,19 +125,16 @@ static void attention(dllm_session *s, const dllm_layer *w)
     dllm_enter(s, DLLM_STAGE_ROPE);
     op->rope(d, s->keys, k_slots, s->cos, s->sin, k, c->head_dim, !c->rope_f32);
 
-    const dllm_rows exact = dllm_pack(s, DLLM_SET_EXACT), delta = dllm_pack(s, DLLM_SET_DELTA);
-    project_queries(s, w, s->q, exact);
+    const dllm_rows q = dllm_pack(s, DLLM_SET_Q), exact = dllm_pack(s, DLLM_SET_EXACT), delta = dllm_pack(s, DLLM_SET_DELTA);
+    dllm_enter(s, DLLM_STAGE_Q);
+    op->linear(d, s->q, q, s->h, q, w->q, w->q_bias);
+    dllm_enter(s, DLLM_STAGE_ROPE);
+    op->rope(d, s->q, q, s->cos, s->sin, q, c->head_dim, !c->rope_f32);
     dllm_enter(s, DLLM_STAGE_ATTENTION);
-    const int exact_spans = spans(s, false);
-    op->attend(d, s->context, exact, s->q, s->keys, s->values, s->spans, exact_spans, c->heads, c->kv_heads);
+    op->attend(d, s->context, s->q, exact, s->keys, s->values, spans_of(s, DLLM_SET_EXACT), c->heads, c->kv_heads);
     if (delta.n == 0) return;
-    dllm_mat q = s->q;
-    q.data = dllm_at(s->q, exact.n);
-    project_queries(s, w, q, delta);
-    dllm_enter(s, DLLM_STAGE_ATTENTION);
-    const int delta_spans = spans(s, true);
-    op->attend_delta(d, s->context, delta, s->kept_context, dllm_kept_rows(s, delta, DLLM_KEEP_CONTEXT), q, s->keys, s->new_values,
-                     dllm_pack_slots(s, DLLM_SET_V), s->spans, s->columns, delta_spans, c->heads, c->kv_heads);
+    op->attend_delta(d, s->context, s->q, delta, s->kept_context, dllm_kept_rows(s, delta, DLLM_KEEP_CONTEXT), s->keys,
+                     s->new_values, dllm_pack_slots(s, DLLM_SET_V), spans_of(s, DLLM_SET_DELTA), c->heads, c->kv_heads);
 }
 
 /* Does a sequence ask how much its contexts turned? */
@@ -224,11 +216,8 @@ static void run_layer(dllm_session *s)
     dllm_enter(s, DLLM_STAGE_ADD);
     op->add(d, s->x, travel, s->ffn, dllm_kept_rows(s, travel, DLLM_KEEP_FFN));
     if (s->strategy->after_layer) dllm_enter(s, DLLM_STAGE_CACHE);
-    for (int32_t b = 0, at = 0; s->strategy->after_layer && b < s->n_sequences; b++) {
-        const dllm_rows exact = s->layer_rows[b].exact;
-        if (exact.n) s->strategy->after_layer(s, &s->sequences[b], exact, at);
-        at += exact.n;
-    }
+    for (int b = 0; s->strategy->after_layer && b < s->n_sequences; b++)
+        if (s->layer_rows[b].exact.n) s->strategy->after_layer(s, &s->sequences[b]);
     dllm_count_layer(s);
 }
 

@@ -80,14 +80,12 @@ struct dllm_session {
     int32_t *ids[DLLM_BRANCHES]; /* [rows]; the second branch has its condition blanked */
     int32_t *places;             /* arena of what kernels read: packed sets that are no range, spans, columns; see dllm_make_room */
     int64_t places_used;
-    int32_t *picks;        /* [DLLM_PICKS * rows], the sequences' rooms */
-    int32_t *picked;       /* [rows] what kernels pick, in memory of the device, and */
-    int32_t *picked_seen;  /* [rows] the host's copy, if somebody watches */
-    dllm_span *spans;      /* of the attention that is asked next, in the arena */
-    dllm_columns *columns; /* likewise */
+    int32_t *picks;       /* [DLLM_PICKS * rows], the sequences' rooms */
+    int32_t *picked;      /* [rows] what kernels pick, in memory of the device, and */
+    int32_t *picked_seen; /* [rows] the host's copy, if somebody watches */
 
     dllm_mat x, h;       /* [rows, dim]: residual stream; its norm */
-    dllm_mat q, context; /* [rows, heads * head_dim] */
+    dllm_mat q, context; /* [rows, heads * head_dim], every row at its place */
     dllm_mat gate, up;   /* [rows, ffn_dim] */
     dllm_mat cos, sin;   /* [rows, head_dim / 2] float32, at every row's own position */
     /* What layers keep, branch after branch and layer after layer, then room for what passes: see rows.c. */

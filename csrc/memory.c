@@ -229,10 +229,7 @@ int32_t *dllm_room(dllm_session *s, int64_t n)
     return p;
 }
 
-dllm_pick *dllm_room_for_picks(dllm_session *s, int64_t n)
-{
-    return (dllm_pick *)dllm_room(s, n * (int64_t)(sizeof(dllm_pick) / NUMBERS));
-}
+void *dllm_room_for(dllm_session *s, int64_t n, size_t size) { return dllm_room(s, n * (int64_t)(size / NUMBERS)); }
 
 bool dllm_is_picked(const dllm_session *s, dllm_rows rows)
 {

@@ -135,8 +135,9 @@ static PyObject *run_delta(PyObject *module, const delta_arguments *a, int heads
     else if (out && cosine) {
         const dllm_mat to = { PyArray_DATA((PyArrayObject *)out), n, shape[1], shape[1], DLLM_F32 };
         const dllm_rows all = dllm_range(0, n), columns = { .idx = PyArray_DATA(a->changed), .n = changed };
-        op->attend_delta(&d, to, all, a->m[OLD], all, a->m[QUERIES], a->m[KEYS], a->m[DELTAS], columns,
-                         &(dllm_span){ 0, n, 0, keys }, &(dllm_columns){ 0, changed }, 1, heads, kv_heads);
+        const dllm_span span = { 0, n, 0, keys };
+        const dllm_spans spans = { &span, &(dllm_columns){ 0, changed }, 1, n, keys };
+        op->attend_delta(&d, to, a->m[QUERIES], all, a->m[OLD], all, a->m[KEYS], a->m[DELTAS], columns, spans, heads, kv_heads);
         op->cosine(&d, PyArray_DATA((PyArrayObject *)cosine), to, all, a->m[OLD], all, 1e-8f);
     }
     op->free(&d, d.scratch);
@@ -200,9 +201,10 @@ static void run_linear(kernel_call *c)
 
 static void run_attend(kernel_call *c)
 {
-    const int32_t n = (int32_t)c->m[OUT].rows;
-    const dllm_span span = { 0, n, 0, (int32_t)c->m[SECOND].rows };
-    c->device.ops->attend(&c->device, c->m[OUT], dllm_range(0, n), c->m[FIRST], c->m[SECOND], c->m[THIRD], &span, 1, c->shape.heads,
+    const int32_t n = (int32_t)c->m[OUT].rows, keys = (int32_t)c->m[SECOND].rows;
+    const dllm_span span = { 0, n, 0, keys };
+    const dllm_spans spans = { &span, NULL, 1, n, keys };
+    c->device.ops->attend(&c->device, c->m[OUT], c->m[FIRST], dllm_range(0, n), c->m[SECOND], c->m[THIRD], spans, c->shape.heads,
                           c->shape.kv_heads);
 }
 

@@ -43,6 +43,8 @@ static dllm_rows set_of(const dllm_layer_rows *r, dllm_set which)
         return r->v;
     case DLLM_SET_K:
         return r->k;
+    case DLLM_SET_Q:
+        return r->q;
     case DLLM_SET_EXACT:
         return r->exact;
     case DLLM_SET_DELTA:

@@ -15,6 +15,7 @@ typedef enum {
     DLLM_SET_NORM,
     DLLM_SET_V,
     DLLM_SET_K,
+    DLLM_SET_Q,
     DLLM_SET_EXACT,
     DLLM_SET_DELTA,
     DLLM_SET_OUT,
@@ -51,7 +52,7 @@ int dllm_check_device(dllm_session *s); /* 0, or the device's first failure; no 
 void dllm_make_room(dllm_session *s);
 void dllm_make_branch_room(dllm_session *s);
 int32_t *dllm_room(dllm_session *s, int64_t n);
-dllm_pick *dllm_room_for_picks(dllm_session *s, int64_t n);
+void *dllm_room_for(dllm_session *s, int64_t n, size_t size); /* n structs of such numbers */
 /* Row numbers that a kernel picked lie in s->picked, until the next pick: a session's own, in the order of the calls. */
 bool dllm_is_picked(const dllm_session *s, dllm_rows rows);
 dllm_rows dllm_read_picked(dllm_session *s, dllm_rows rows); /* for the host to see, until the next call; waits */

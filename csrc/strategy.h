@@ -18,14 +18,15 @@ struct dllm_plan {
 
 /* The row sets of one layer of one sequence. */
 struct dllm_layer_rows {
-    dllm_rows norm;     /* normed before attention: whatever any of the next four names */
+    dllm_rows norm;     /* normed before attention: whatever v, k or q names */
     dllm_rows v, k;     /* values and keys computed */
-    dllm_rows exact;    /* queries and attention computed */
-    dllm_rows delta;    /* queries computed; attention corrected by what the values v moved */
+    dllm_rows q;        /* queries computed */
+    dllm_rows exact;    /* of these, attention computed */
+    dllm_rows delta;    /* the others: attention corrected by what the values v moved */
     dllm_rows out, ffn; /* output projection and feed-forward computed */
     dllm_rows travel;   /* residual stream goes on, with what was computed now or kept from before */
     /* Of the last rows of v, a range, those join whose values turned most, `turned` of them. Which ones only the device knows. If there are any,
-     * all sequences have k, exact, out and ffn alike: one range before them. */
+     * all sequences have k, q, exact, out and ffn alike: one range before them. */
     dllm_rows among;
     int32_t turned;
 };
@@ -51,7 +52,7 @@ struct dllm_strategy {
     void (*choose)(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r); /* another start than "everything that changed" */
     /* Rows whose FFN is due, by how much the contexts turned, which the host has awaited. Needs DLLM_KEEP_CONTEXT; full plans do not ask. */
     dllm_rows (*after_context)(dllm_session *s, dllm_sequence *q, dllm_rows rows, const float *similarity);
-    void (*after_layer)(dllm_session *s, dllm_sequence *q, dllm_rows exact, int32_t first_query);
+    void (*after_layer)(dllm_session *s, dllm_sequence *q);
 };
 
 extern const dllm_strategy dllm_strategy_none;

@@ -38,7 +38,7 @@ static void choose(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r)
     const int32_t first = whole_prompt ? s->plans[q->index].rows.first : now.first;
     const dllm_rows prompt = dllm_range(first, now.first - first), both = dllm_range(first, q->len - first);
     r->v = r->norm = whole_answer || now.ratio > 0 ? both : prompt;
-    r->k = r->exact = r->out = r->ffn = whole_answer ? both : prompt;
+    r->k = r->q = r->exact = r->out = r->ffn = whole_answer ? both : prompt;
     if (!whole_answer && now.ratio > 0) { /* V-verify */
         r->among = dllm_range(now.first, q->len - now.first);
         r->turned = (int32_t)((double)r->among.n * now.ratio);

@@ -40,16 +40,8 @@ static void plan(dllm_session *s, dllm_sequence *q, dllm_plan *p)
     p->store = true;
 }
 
-/* Where the block's first row lies among the exact rows, which hold the whole block. */
-static int32_t place_of(dllm_rows exact, int32_t row)
-{
-    int32_t at = 0;
-    while (dllm_row(exact, at) != row) at++;
-    return at;
-}
-
 /* The max-pool over scores runs on the line of candidates, where prefix and suffix touch. */
-static void after_layer(dllm_session *s, dllm_sequence *q, dllm_rows exact, int32_t first_query)
+static void after_layer(dllm_session *s, dllm_sequence *q)
 {
     dllm_device *d = &s->device;
     const dllm_config *c = &s->model->config;
@@ -57,10 +49,10 @@ static void after_layer(dllm_session *s, dllm_sequence *q, dllm_rows exact, int3
     const int32_t block = q->hi - q->lo, n = keep(s, q), passing = (int32_t)dllm_first_slot(s, q->index);
     const int32_t kept = (int32_t)((s->branch * c->layers + s->layer) * s->kept_slots) + q->slot;
     const dllm_rows chosen = { .idx = s->picked, .n = n }, from = { .idx = s->picked, .first = passing, .n = n };
-    dllm_pick *pick = dllm_room_for_picks(s, 1);
+    dllm_pick *pick = dllm_room_for(s, 1, sizeof *pick);
     *pick = (dllm_pick){ .n = q->len, .gap = q->lo, .n_gap = block, .pool = (int32_t)s->params.options[KERNEL], .take = n };
-    d->ops->importance(d, s->similarity, s->q, dllm_range(first_query + place_of(exact, q->lo), block), s->keys,
-                       dllm_range(passing, q->len), c->heads, c->kv_heads);
+    d->ops->importance(d, s->similarity, s->q, dllm_range(q->first + q->lo, block), s->keys, dllm_range(passing, q->len), c->heads,
+                       c->kv_heads);
     d->ops->pick(d, s->picked, s->similarity, pick, 1);
     dllm_watch_seen(s, q, dllm_range(0, q->len), s->similarity);
     dllm_watch_chosen(s, q, chosen);

@@ -31,7 +31,8 @@ typedef struct {
     int32_t first, n;
 } dllm_rows;
 
-/* Queries of one sequence and the keys they see: rows [q_first, q_first + n_q) of q read slots [k_first, k_first + n_keys) of k, v. */
+/* Queries of one sequence and the keys they see: numbers q_first, q_first + 1, ... of the rows of a call read slots [k_first, k_first +
+ * n_keys) of k, v. */
 typedef struct {
     int32_t q_first, n_q, k_first, n_keys;
 } dllm_span;
@@ -40,6 +41,13 @@ typedef struct {
 typedef struct {
     int32_t first, n;
 } dllm_columns;
+
+/* The spans of a call, and their columns for attend_delta. None has more queries or keys than the most of them. */
+typedef struct {
+    const dllm_span *at;
+    const dllm_columns *columns;
+    int32_t n, most_queries, most_keys;
+} dllm_spans;
 
 /* Of scores [first, first + n), less the n_gap from gap on (which counts from first; the others close up), the `take` highest or, with
  * lowest, the lowest. Each counts as much as the best of `pool` neighbours, of whom it is the middle one; 0: of itself. */
@@ -108,17 +116,16 @@ struct dllm_ops {
                  bool round_products);
 
     /* Bidirectional attention, each span by itself. For row i of a span and head h: s_j = q.k_j / sqrt(head_dim) over the span's slots,
-     * p_j = exp(s_j - max s) -> T, out[out_rows_i] = sum p_j v_j / sum p_j(unrounded) -> T. Query head h reads k/v head
-     * h / (heads / kv_heads). q is [*, heads * head_dim] with q row i beside out_rows_i. No keys: 0. */
-    void (*attend)(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
-                   int n_spans, int32_t heads, int32_t kv_heads);
+     * p_j = exp(s_j - max s) -> T, out[rows_i] = sum p_j v_j / sum p_j(unrounded) -> T. Query head h reads k/v head
+     * h / (heads / kv_heads). q is [*, heads * head_dim], and its row rows_i asks. No keys: 0. */
+    void (*attend)(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat k, dllm_mat v, dllm_spans spans,
+                   int32_t heads, int32_t kv_heads);
 
-    /* The ΔV form, for rows whose own input stood still: out[out_rows_i] = old[old_rows_i] + sum over the span's columns c of p_c dv_c / sum p
-     * -> T, where p is the softmax over all keys of the span, as above, and column c is key slot changed_c and row c of dv. Spans count
-     * rows of q from 0, columns[span] names a part of changed; no columns: old. out may be old. */
-    void (*attend_delta)(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat old, dllm_rows old_rows, dllm_mat q, dllm_mat k,
-                         dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns, int n_spans,
-                         int32_t heads, int32_t kv_heads);
+    /* The ΔV form, for rows whose own input stood still: out[rows_i] = old[old_rows_i] + sum over the span's columns c of p_c dv_c / sum p
+     * -> T, where p is the softmax over all keys of the span, as above, and column c is key slot changed_c and row c of dv. A span's
+     * columns name a part of changed; none: old. out may be old. */
+    void (*attend_delta)(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat old, dllm_rows old_rows, dllm_mat k,
+                         dllm_mat dv, dllm_rows changed, dllm_spans spans, int32_t heads, int32_t kv_heads);
 
     /* dst[dst_rows_i] = src[src_rows_i]; one dtype. */
     void (*copy)(dllm_device *d, dllm_mat dst, dllm_rows dst_rows, dllm_mat src, dllm_rows src_rows);

@@ -46,18 +46,18 @@ static void attend_head(const one_head *a, float *p)
     }
 }
 
-/* Head h of query row i of a span; values start at row v_first of v. */
-static one_head head_of(dllm_mat out, int32_t out_row, dllm_mat q, int32_t i, dllm_mat k, dllm_mat v, int64_t v_first,
-                        const dllm_span *span, int32_t h, int32_t heads, int32_t kv_heads)
+/* Head h of a row of q and out; values start at row v_first of v. */
+static one_head head_of(dllm_mat out, dllm_mat q, int32_t row, dllm_mat k, dllm_mat v, int64_t v_first, const dllm_span *span,
+                        int32_t h, int32_t heads, int32_t kv_heads)
 {
     const int32_t head_dim = (int32_t)(q.cols / heads);
     const size_t size = dllm_dtype_size(q.dtype), head_bytes = (size_t)head_dim * size,
                  kv = (size_t)(h / (heads / kv_heads)) * head_bytes;
     return (one_head){
-        .q = (char *)dllm_at(q, i) + (size_t)h * head_bytes,
+        .q = (char *)dllm_at(q, row) + (size_t)h * head_bytes,
         .k = (char *)dllm_at(k, span->k_first) + kv,
         .v = (char *)dllm_at(v, v_first) + kv,
-        .out = (char *)dllm_at(out, out_row) + (size_t)h * head_bytes,
+        .out = (char *)dllm_at(out, row) + (size_t)h * head_bytes,
         .k_stride = (size_t)k.stride * size,
         .v_stride = (size_t)v.stride * size,
         .dtype = q.dtype,
@@ -66,13 +66,14 @@ static one_head head_of(dllm_mat out, int32_t out_row, dllm_mat q, int32_t i, dl
     };
 }
 
-void dllm_attend_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
-                   int n_spans, int32_t heads, int32_t kv_heads)
+void dllm_attend_c(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat k, dllm_mat v, dllm_spans spans,
+                   int32_t heads, int32_t kv_heads)
 {
-    for (int s = 0; s < n_spans; s++) {
-        for (int32_t i = spans[s].q_first; i < spans[s].q_first + spans[s].n_q; i++) {
+    for (int s = 0; s < spans.n; s++) {
+        const dllm_span *span = &spans.at[s];
+        for (int32_t i = span->q_first; i < span->q_first + span->n_q; i++) {
             for (int32_t h = 0; h < heads; h++) {
-                const one_head a = head_of(out, dllm_row(out_rows, i), q, i, k, v, spans[s].k_first, &spans[s], h, heads, kv_heads);
+                const one_head a = head_of(out, q, dllm_row(rows, i), k, v, span->k_first, span, h, heads, kv_heads);
                 attend_head(&a, d->scratch);
             }
         }
@@ -94,18 +95,18 @@ static void correct_head(const one_head *a, const char *old, const dllm_rows *ch
     }
 }
 
-void dllm_attend_delta_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat old, dllm_rows old_rows, dllm_mat q, dllm_mat k,
-                         dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns, int n_spans,
-                         int32_t heads, int32_t kv_heads)
+void dllm_attend_delta_c(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat old, dllm_rows old_rows, dllm_mat k,
+                         dllm_mat dv, dllm_rows changed, dllm_spans spans, int32_t heads, int32_t kv_heads)
 {
     const size_t head_bytes = (size_t)(q.cols / heads) * dllm_dtype_size(q.dtype);
-    for (int s = 0; s < n_spans; s++) {
-        for (int32_t i = spans[s].q_first; i < spans[s].q_first + spans[s].n_q; i++) {
+    for (int s = 0; s < spans.n; s++) {
+        const dllm_span *span = &spans.at[s];
+        const dllm_columns columns = spans.columns[s];
+        for (int32_t i = span->q_first; i < span->q_first + span->n_q; i++) {
             for (int32_t h = 0; h < heads; h++) {
-                const one_head a =
-                    head_of(out, dllm_row(out_rows, i), q, i, k, dv, columns[s].first, &spans[s], h, heads, kv_heads);
+                const one_head a = head_of(out, q, dllm_row(rows, i), k, dv, columns.first, span, h, heads, kv_heads);
                 const char *before = (char *)dllm_at(old, dllm_row(old_rows, i)) + (size_t)h * head_bytes;
-                correct_head(&a, before, &changed, spans[s].k_first, columns[s], d->scratch);
+                correct_head(&a, before, &changed, span->k_first, columns, d->scratch);
             }
         }
     }

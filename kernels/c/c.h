@@ -13,11 +13,10 @@ void dllm_rmsnorm_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x
 void dllm_linear_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias);
 void dllm_rope_c(dllm_device *d, dllm_mat x, dllm_rows x_rows, dllm_mat cos, dllm_mat sin, dllm_rows table_rows, int32_t head_dim,
                  bool round_products);
-void dllm_attend_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
-                   int n_spans, int32_t heads, int32_t kv_heads);
-void dllm_attend_delta_c(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat old, dllm_rows old_rows, dllm_mat q, dllm_mat k,
-                         dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns, int n_spans,
-                         int32_t heads, int32_t kv_heads);
+void dllm_attend_c(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat k, dllm_mat v, dllm_spans spans,
+                   int32_t heads, int32_t kv_heads);
+void dllm_attend_delta_c(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat old, dllm_rows old_rows, dllm_mat k,
+                         dllm_mat dv, dllm_rows changed, dllm_spans spans, int32_t heads, int32_t kv_heads);
 void dllm_copy_c(dllm_device *d, dllm_mat dst, dllm_rows dst_rows, dllm_mat src, dllm_rows src_rows);
 void dllm_replace_c(dllm_device *d, dllm_mat kept, dllm_rows rows, dllm_mat v);
 void dllm_cosine_c(dllm_device *d, float *out, dllm_mat a, dllm_rows a_rows, dllm_mat b, dllm_rows b_rows, float floor);

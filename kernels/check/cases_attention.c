@@ -43,9 +43,10 @@ static void run(const dllm_trial *t, dllm_device *d, void *const *at, int32_t fi
         const int32_t end = field[0] + field[1] < first + n ? field[0] + field[1] : first + n;
         clipped[i] = (dllm_span){ from, end > from ? end - from : 0, field[2], field[3] };
     }
-    d->ops->attend(d, dllm_trial_mat(t, ATTEND_OUT, at, 0), dllm_trial_rows(t, ATTEND_OUT, at, 0, t->rows),
-                   dllm_trial_mat(t, ATTEND_Q, at, 0), dllm_trial_mat(t, ATTEND_K, at, 0), dllm_trial_mat(t, ATTEND_V, at, 0),
-                   clipped, t->n_spans, t->heads, t->kv_heads);
+    const dllm_spans all = { clipped, NULL, t->n_spans, n, (int32_t)t->keys };
+    d->ops->attend(d, dllm_trial_mat(t, ATTEND_OUT, at, 0), dllm_trial_mat(t, ATTEND_Q, at, 0),
+                   dllm_trial_rows(t, ATTEND_OUT, at, 0, t->rows), dllm_trial_mat(t, ATTEND_K, at, 0),
+                   dllm_trial_mat(t, ATTEND_V, at, 0), all, t->heads, t->kv_heads);
 }
 
 /* Spans take queries in order, and keys from where they like; they need not be listed in order. */
@@ -92,7 +93,7 @@ static void attend_case(dllm_checker *k, const shape *s, const spans *set, dllm_
     t.keys = keys;
     t.tolerance = 4; /* seen: 2.2 */
     const int64_t wide = s->heads * s->head_dim, narrow = s->kv_heads * s->head_dim, slots = keys + 5;
-    dllm_trial_add(&t, TRIAL_IN, kind, queries + 1, wide, wide + s->gap);
+    dllm_trial_add(&t, TRIAL_IN, kind, queries + 3, wide, wide + s->gap);
     dllm_trial_add(&t, TRIAL_IN, kind, slots, narrow, narrow + s->gap);
     dllm_trial_add(&t, TRIAL_IN, kind, slots, narrow, narrow + s->gap);
     dllm_trial_add(&t, TRIAL_OUT, kind, queries + 3, wide, wide + s->gap);

@@ -49,10 +49,11 @@ static void run_delta(const dllm_trial *t, dllm_device *d, void *const *at, int3
     const int old = t->flag ? DELTA_OUT : DELTA_OLD;
     dllm_rows changed = { .first = BEFORE, .n = (int32_t)t->array[DELTA_DV].rows };
     if (t->array[DELTA_CHANGED].rows) changed = (dllm_rows){ .idx = at[DELTA_CHANGED], .n = (int32_t)t->array[DELTA_CHANGED].rows };
-    d->ops->attend_delta(d, dllm_trial_mat(t, DELTA_OUT, at, 0), dllm_trial_rows(t, DELTA_OUT, at, 0, t->rows),
-                         dllm_trial_mat(t, old, at, 0), dllm_trial_rows(t, old, at, 0, t->rows), dllm_trial_mat(t, DELTA_Q, at, 0),
-                         dllm_trial_mat(t, DELTA_K, at, 0), dllm_trial_mat(t, DELTA_DV, at, 0), changed, clipped, at[DELTA_COLUMNS],
-                         t->n_spans, t->heads, t->kv_heads);
+    const dllm_spans all = { clipped, at[DELTA_COLUMNS], t->n_spans, n, (int32_t)t->keys };
+    d->ops->attend_delta(d, dllm_trial_mat(t, DELTA_OUT, at, 0), dllm_trial_mat(t, DELTA_Q, at, 0),
+                         dllm_trial_rows(t, DELTA_OUT, at, 0, t->rows), dllm_trial_mat(t, old, at, 0),
+                         dllm_trial_rows(t, old, at, 0, t->rows), dllm_trial_mat(t, DELTA_K, at, 0),
+                         dllm_trial_mat(t, DELTA_DV, at, 0), changed, all, t->heads, t->kv_heads);
 }
 
 /* Which slots of a span changed: `count` of its keys, each once, in steps that wrap around, so not in order. */
@@ -99,7 +100,7 @@ static void place_delta(dllm_trial *t, bool gathered)
 static void add_delta_arrays(dllm_trial *t, const delta_shape *s, const spans *set, dllm_trial_kind kind, int32_t changed)
 {
     const int64_t wide = s->heads * s->head_dim, narrow = s->kv_heads * s->head_dim, slots = t->keys + 5 + BEFORE;
-    dllm_trial_add(t, TRIAL_IN, kind, t->rows + 1, wide, wide + s->gap);
+    dllm_trial_add(t, TRIAL_IN, kind, t->rows + 3, wide, wide + s->gap);
     dllm_trial_add(t, TRIAL_IN, kind, slots, narrow, narrow + s->gap);
     dllm_trial_add(t, TRIAL_IN, kind, s->ranged ? slots : changed, narrow, narrow + s->gap);
     dllm_trial_add(t, TRIAL_OUT, kind, t->rows + 3, wide, wide + s->gap);

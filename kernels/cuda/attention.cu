@@ -57,9 +57,10 @@ __device__ static head_state begin(const attention_job &job, float *room, int32_
 static __global__ void attend_any(attention_job job)
 {
     DLLM_SHARED(float, room);
-    const dllm_span span = job.spans[blockIdx.z];
+    const dllm_span span = job.spans.at[blockIdx.z];
     if ((int32_t)blockIdx.x >= span.n_q) return;
-    const int32_t row = span.q_first + (int32_t)blockIdx.x, h = (int32_t)blockIdx.y, kv = h / (job.heads / job.kv_heads);
+    const int32_t row = dllm_row(job.rows, span.q_first + (int32_t)blockIdx.x), h = (int32_t)blockIdx.y,
+                  kv = h / (job.heads / job.kv_heads);
     head_state s = begin(job, room, row, h);
     for (int32_t first = 0; first < span.n_keys; first += LANES) {
         const int32_t key = first + (int32_t)threadIdx.x, n = span.n_keys - first < LANES ? span.n_keys - first : LANES;
@@ -72,7 +73,7 @@ static __global__ void attend_any(attention_job job)
         __syncwarp();
     }
     const float total = warp_reduce(s.total, sum_of<float>);
-    void *to = (void *)head_at(job.out, dllm_row(job.out_rows, row), h, job.head_dim);
+    void *to = (void *)head_at(job.out, row, h, job.head_dim);
     for (int32_t c = (int32_t)threadIdx.x; c < job.head_dim; c += LANES)
         put(to, job.out.dtype, c, span.n_keys ? s.sum[c] / total : 0);
 }
@@ -81,10 +82,11 @@ static __global__ void attend_any(attention_job job)
 static __global__ void attend_delta_any(attention_job job)
 {
     DLLM_SHARED(float, room);
-    const dllm_span span = job.spans[blockIdx.z];
-    const dllm_columns columns = job.columns[blockIdx.z];
+    const dllm_span span = job.spans.at[blockIdx.z];
+    const dllm_columns columns = job.spans.columns[blockIdx.z];
     if ((int32_t)blockIdx.x >= span.n_q) return;
-    const int32_t row = span.q_first + (int32_t)blockIdx.x, h = (int32_t)blockIdx.y, kv = h / (job.heads / job.kv_heads);
+    const int32_t i = span.q_first + (int32_t)blockIdx.x, row = dllm_row(job.rows, i), h = (int32_t)blockIdx.y,
+                  kv = h / (job.heads / job.kv_heads);
     head_state s = begin(job, room, row, h);
     float fade;
     for (int32_t first = 0; columns.n && first < span.n_keys; first += LANES) {
@@ -104,44 +106,38 @@ static __global__ void attend_delta_any(attention_job job)
         __syncwarp();
     }
     const float total = warp_reduce(s.total, sum_of<float>);
-    const char *old = head_at(job.old, dllm_row(job.old_rows, row), h, job.head_dim);
-    void *to = (void *)head_at(job.out, dllm_row(job.out_rows, row), h, job.head_dim);
+    const char *old = head_at(job.old, dllm_row(job.old_rows, i), h, job.head_dim);
+    void *to = (void *)head_at(job.out, row, h, job.head_dim);
     for (int32_t c = (int32_t)threadIdx.x; c < job.head_dim; c += LANES)
         put(to, job.out.dtype, c, get(old, job.old.dtype, c) + (columns.n ? s.sum[c] / total : 0));
 }
 
-static void run(dllm_device *d, attention_job job, int n_spans, bool delta)
+static void run(dllm_device *d, attention_job job, bool delta)
 {
-    int32_t queries = 0, keys = 0; /* the most of any span */
-    for (int i = 0; i < n_spans; i++) {
-        queries = job.spans[i].n_q > queries ? job.spans[i].n_q : queries;
-        keys = job.spans[i].n_keys > keys ? job.spans[i].n_keys : keys;
-    }
     job.head_dim = (int32_t)(job.q.cols / job.heads);
     job.scale = (float)(1 / sqrt((double)job.head_dim));
-    if (queries == 0 || dllm_attend_mma(d, job, queries, keys, n_spans, delta)) return;
-    const dim3 grid((unsigned)queries, (unsigned)job.heads, (unsigned)n_spans);
+    if (job.spans.n == 0 || job.spans.most_queries == 0 || dllm_attend_mma(d, job, delta)) return;
+    const dim3 grid((unsigned)job.spans.most_queries, (unsigned)job.heads, (unsigned)job.spans.n);
     const size_t room = (size_t)(2 * job.head_dim + LANES) * sizeof(float);
     if (delta) launch(d, "attend_delta", attend_delta_any, grid, LANES, room, job);
     else launch(d, "attend", attend_any, grid, LANES, room, job);
 }
 
-void dllm_attend_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
-                      int n_spans, int32_t heads, int32_t kv_heads)
+void dllm_attend_cuda(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat k, dllm_mat v, dllm_spans spans,
+                      int32_t heads, int32_t kv_heads)
 {
     attention_job job = {};
-    job.out = out, job.q = q, job.k = k, job.v = v, job.out_rows = out_rows;
+    job.out = out, job.q = q, job.k = k, job.v = v, job.rows = rows;
     job.spans = spans, job.heads = heads, job.kv_heads = kv_heads;
-    run(d, job, n_spans, false);
+    run(d, job, false);
 }
 
-void dllm_attend_delta_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat old, dllm_rows old_rows, dllm_mat q,
-                            dllm_mat k, dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns,
-                            int n_spans, int32_t heads, int32_t kv_heads)
+void dllm_attend_delta_cuda(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat old, dllm_rows old_rows, dllm_mat k,
+                            dllm_mat dv, dllm_rows changed, dllm_spans spans, int32_t heads, int32_t kv_heads)
 {
     attention_job job = {};
     job.out = out, job.old = old, job.q = q, job.k = k, job.v = dv;
-    job.out_rows = out_rows, job.old_rows = old_rows, job.changed = changed;
-    job.spans = spans, job.columns = columns, job.heads = heads, job.kv_heads = kv_heads;
-    run(d, job, n_spans, true);
+    job.rows = rows, job.old_rows = old_rows, job.changed = changed;
+    job.spans = spans, job.heads = heads, job.kv_heads = kv_heads;
+    run(d, job, true);
 }

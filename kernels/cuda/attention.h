@@ -6,9 +6,8 @@
 /* attend, or attend_delta if `old` is there: v is then dv. */
 struct attention_job {
     dllm_mat out, old, q, k, v;
-    dllm_rows out_rows, old_rows, changed;
-    const dllm_span *spans;
-    const dllm_columns *columns;
+    dllm_rows rows, old_rows, changed; /* rows: of out and q */
+    dllm_spans spans;
     int32_t heads, kv_heads, head_dim;
     float scale; /* of the scores */
 };
@@ -20,6 +19,6 @@ __device__ inline const char *head_at(const dllm_mat &m, int64_t row, int32_t h,
 }
 
 /* On tensor cores, if they can: false where dtype or head are of another kind. */
-bool dllm_attend_mma(dllm_device *d, const attention_job &job, int32_t most_queries, int32_t most_keys, int n_spans, bool delta);
+bool dllm_attend_mma(dllm_device *d, const attention_job &job, bool delta);
 size_t dllm_attend_scratch(int32_t heads, int32_t head_dim, int64_t rows, int64_t keys);
 #endif

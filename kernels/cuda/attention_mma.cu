@@ -45,8 +45,8 @@ template <dllm_dtype T, int HD, bool DELTA> __device__ static void load_queries(
     constexpr int PIECES = HD / 8;
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     for (int i = (int)threadIdx.x; i < QUERIES * PIECES; i += THREADS) {
-        const int32_t r = t->first + i / PIECES;
-        fetch_row<HD>(t->s->q, i, r < t->span.n_q ? head_at(t->job.q, t->span.q_first + r, t->h, HD) : nullptr);
+        const int32_t r = t->first + i / PIECES, row = r < t->span.n_q ? dllm_row(t->job.rows, t->span.q_first + r) : 0;
+        fetch_row<HD>(t->s->q, i, r < t->span.n_q ? head_at(t->job.q, row, t->h, HD) : nullptr);
     }
     close_group();
     wait_groups<0>();
@@ -271,7 +271,7 @@ template <dllm_dtype T, int HD, bool DELTA> __device__ static void write(const t
     for (int r = 0; r < 2; r++) {
         const int32_t i = t.first + warp * 16 + lane / 4 + 8 * r;
         if (i >= t.span.n_q) continue;
-        void *to = (void *)head_at(job.out, dllm_row(job.out_rows, t.span.q_first + i), t.h, HD);
+        void *to = (void *)head_at(job.out, dllm_row(job.rows, t.span.q_first + i), t.h, HD);
         const char *old = DELTA ? head_at(job.old, dllm_row(job.old_rows, t.span.q_first + i), t.h, HD) : nullptr;
 #pragma unroll
         for (int j = 0; j < HD / 4; j++) {
@@ -287,8 +287,8 @@ template <dllm_dtype T, int HD, bool DELTA>
 static __global__ void __launch_bounds__(THREADS) attend_tile(attention_job job, int shared_out, float *parts, uint32_t *counters)
 {
     DLLM_SHARED(layout<HD>, s);
-    const dllm_span span = job.spans[blockIdx.z];
-    const dllm_columns columns = DELTA ? job.columns[blockIdx.z] : dllm_columns{ 0, 0 };
+    const dllm_span span = job.spans.at[blockIdx.z];
+    const dllm_columns columns = DELTA ? job.spans.columns[blockIdx.z] : dllm_columns{ 0, 0 };
     const int tile = (int)blockIdx.x / shared_out, chunk = (int)blockIdx.x % shared_out, chunks = (span.n_keys + CHUNK - 1) / CHUNK;
     task<T, HD, DELTA> t = {
         job, s, span, columns, tile * QUERIES, (int32_t)blockIdx.y, (int32_t)blockIdx.y / (job.heads / job.kv_heads), {}
@@ -308,35 +308,33 @@ static __global__ void __launch_bounds__(THREADS) attend_tile(attention_job job,
     write(t, x);
 }
 
-template <dllm_dtype T, int HD, bool DELTA>
-static void run(dllm_device *d, const char *name, const attention_job &job, int32_t most_queries, int32_t most_keys, int n_spans)
+template <dllm_dtype T, int HD, bool DELTA> static void run(dllm_device *d, const char *name, const attention_job &job)
 {
     static_assert(sizeof(layout<HD>) <= MOST_SHARED, "more than some GPUs have");
-    const int64_t tiles = (most_queries + QUERIES - 1) / QUERIES, chunks = (most_keys + CHUNK - 1) / CHUNK;
-    const int64_t items = tiles * job.heads * n_spans, bytes = items * chunks * (HD / 2 + 4) * THREADS * (int64_t)sizeof(float);
+    const int64_t tiles = (job.spans.most_queries + QUERIES - 1) / QUERIES, chunks = (job.spans.most_keys + CHUNK - 1) / CHUNK;
+    const int64_t items = tiles * job.heads * job.spans.n, bytes = items * chunks * (HD / 2 + 4) * THREADS * (int64_t)sizeof(float);
     const bool share_out =
         chunks > 1 && items < FILLS && items * chunks <= MOST_PARTS && SCRATCH_COUNTERS + bytes <= (int64_t)d->scratch_bytes;
     const int shared_out = share_out ? (int)chunks : 1;
-    const dim3 grid((unsigned)(tiles * shared_out), (unsigned)job.heads, (unsigned)n_spans);
+    const dim3 grid((unsigned)(tiles * shared_out), (unsigned)job.heads, (unsigned)job.spans.n);
     launch(d, name, attend_tile<T, HD, DELTA>, grid, THREADS, sizeof(layout<HD>), job, shared_out,
            (float *)((char *)d->scratch + SCRATCH_COUNTERS), (uint32_t *)d->scratch);
 }
 
-template <int HD>
-static void run_head(dllm_device *d, const attention_job &job, int32_t most_queries, int32_t most_keys, int n_spans, bool delta)
+template <int HD> static void run_head(dllm_device *d, const attention_job &job, bool delta)
 {
     const bool bf16 = job.q.dtype == DLLM_BF16;
-    if (delta && bf16) run<DLLM_BF16, HD, true>(d, "attend_delta", job, most_queries, most_keys, n_spans);
-    else if (delta) run<DLLM_F16, HD, true>(d, "attend_delta", job, most_queries, most_keys, n_spans);
-    else if (bf16) run<DLLM_BF16, HD, false>(d, "attend", job, most_queries, most_keys, n_spans);
-    else run<DLLM_F16, HD, false>(d, "attend", job, most_queries, most_keys, n_spans);
+    if (delta && bf16) run<DLLM_BF16, HD, true>(d, "attend_delta", job);
+    else if (delta) run<DLLM_F16, HD, true>(d, "attend_delta", job);
+    else if (bf16) run<DLLM_BF16, HD, false>(d, "attend", job);
+    else run<DLLM_F16, HD, false>(d, "attend", job);
 }
 
-bool dllm_attend_mma(dllm_device *d, const attention_job &job, int32_t most_queries, int32_t most_keys, int n_spans, bool delta)
+bool dllm_attend_mma(dllm_device *d, const attention_job &job, bool delta)
 {
     if (job.q.dtype == DLLM_F32 || (job.head_dim != 64 && job.head_dim != 128)) return false;
-    if (job.head_dim == 64) run_head<64>(d, job, most_queries, most_keys, n_spans, delta);
-    else run_head<128>(d, job, most_queries, most_keys, n_spans, delta);
+    if (job.head_dim == 64) run_head<64>(d, job, delta);
+    else run_head<128>(d, job, delta);
     return true;
 }
 

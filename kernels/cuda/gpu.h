@@ -226,11 +226,10 @@ void dllm_importance_cuda(dllm_device *d, float *out, dllm_mat q, dllm_rows q_ro
                           int32_t kv_heads);
 void dllm_pick_cuda(dllm_device *d, int32_t *out, const float *score, const dllm_pick *picks, int n);
 void dllm_linear_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias);
-void dllm_attend_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans,
-                      int n_spans, int32_t heads, int32_t kv_heads);
-void dllm_attend_delta_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat old, dllm_rows old_rows, dllm_mat q,
-                            dllm_mat k, dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns,
-                            int n_spans, int32_t heads, int32_t kv_heads);
+void dllm_attend_cuda(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat k, dllm_mat v, dllm_spans spans,
+                      int32_t heads, int32_t kv_heads);
+void dllm_attend_delta_cuda(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat old, dllm_rows old_rows, dllm_mat k,
+                            dllm_mat dv, dllm_rows changed, dllm_spans spans, int32_t heads, int32_t kv_heads);
 void dllm_predict_cuda(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n,
                        const dllm_sampling *how, const dllm_key *keys, const void *noise, const int32_t *noise_rows);
 void dllm_head_predict_cuda(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat x, dllm_rows rows, dllm_mat w,

@@ -4,7 +4,7 @@
 #ifndef DLLM_CUDA_QUEUE_H
 #define DLLM_CUDA_QUEUE_H
 
-enum { MOST_ARGS = 10, ARG_BYTES = 384 };
+enum { MOST_ARGS = 10, ARG_BYTES = 512 };
 
 struct kernel_call {
     const void *kernel;

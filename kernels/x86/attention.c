@@ -11,7 +11,7 @@ static void rest_lanes(const struct attention *a, const struct part *p)
 {
     const size_t bytes = (size_t)a->head_dim * (a->out.dtype == DLLM_F32 ? 4 : 2);
     for (int64_t i = 0; i < p->n; i++) {
-        if (a->columns) memmove(lane_out(a, p, i), lane_old(a, p, i), bytes);
+        if (a->spans.columns) memmove(lane_out(a, p, i), lane_old(a, p, i), bytes);
         else memset(lane_out(a, p, i), 0, bytes);
     }
 }
@@ -30,12 +30,12 @@ static void run_task(void *arg, int task, int thread)
 {
     const struct job *job = arg;
     const struct attention *a = job->a;
-    const dllm_span *s = a->spans;
+    const dllm_span *s = a->spans.at;
     int64_t left = task;
     for (; left >= parts_of(a, s) * a->kv_heads; s++) left -= parts_of(a, s) * a->kv_heads;
     const int64_t parts = parts_of(a, s), lanes = (int64_t)s->n_q * a->group;
     struct part p = { .span = *s, .kv_head = (int32_t)(left / parts), .first = left % parts * a->lanes_a_task };
-    if (a->columns) p.columns = a->columns[s - a->spans];
+    if (a->spans.columns) p.columns = a->spans.columns[s - a->spans.at];
     p.n = lanes - p.first < a->lanes_a_task ? lanes - p.first : a->lanes_a_task;
     if (part_count(a, &p) == 0) rest_lanes(a, &p);
     else job->way->run(a, &p, (char *)a->d->scratch + (size_t)thread * a->own_bytes);
@@ -45,8 +45,8 @@ static void run_task(void *arg, int task, int thread)
 static int64_t choose_part(const struct attention *a, int threads)
 {
     int64_t most = 1, heads = 0;
-    for (int i = 0; i < a->n_spans; i++) {
-        const int64_t lanes = (int64_t)a->spans[i].n_q * a->group;
+    for (int i = 0; i < a->spans.n; i++) {
+        const int64_t lanes = (int64_t)a->spans.at[i].n_q * a->group;
         if (lanes > most) most = lanes;
         if (lanes) heads += a->kv_heads;
     }
@@ -54,18 +54,11 @@ static int64_t choose_part(const struct attention *a, int threads)
     return round_up((most + pieces - 1) / pieces, ATTENTION_LANES);
 }
 
-static int64_t most_keys(const struct attention *a)
-{
-    int64_t most = 0;
-    for (int i = 0; i < a->n_spans; i++) most = a->spans[i].n_keys > most ? a->spans[i].n_keys : most;
-    return most;
-}
-
 static void attend(struct attention *a, const struct attention_way *way)
 {
     dllm_device *d = a->d;
     int threads = d->threads > 1 ? d->threads : 1;
-    a->own_bytes = way->scratch(most_keys(a), a->head_dim);
+    a->own_bytes = way->scratch(a->spans.most_keys, a->head_dim);
     while (threads > 1 && a->own_bytes * (size_t)threads > d->scratch_bytes) threads--;
     if (a->own_bytes > d->scratch_bytes) {
         if (!d->failed)
@@ -75,14 +68,14 @@ static void attend(struct attention *a, const struct attention_way *way)
     }
     a->lanes_a_task = choose_part(a, threads);
     int64_t tasks = 0;
-    for (int i = 0; i < a->n_spans; i++) tasks += parts_of(a, &a->spans[i]) * a->kv_heads;
+    for (int i = 0; i < a->spans.n; i++) tasks += parts_of(a, &a->spans.at[i]) * a->kv_heads;
     dllm_parallel(threads, (int)tasks, run_task, &(struct job){ a, way });
 }
 
-static struct attention arguments(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v,
-                                  const dllm_span *spans, int n_spans, int32_t heads, int32_t kv_heads)
+static struct attention arguments(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat k, dllm_mat v,
+                                  dllm_spans spans, int32_t heads, int32_t kv_heads)
 {
-    struct attention a = { d, out, out_rows, q, k, v, spans, n_spans, heads, kv_heads, .head_dim = (int32_t)(q.cols / heads) };
+    struct attention a = { d, out, q, k, v, rows, spans, heads, kv_heads, .head_dim = (int32_t)(q.cols / heads) };
     a.group = heads / kv_heads;
     a.scale = (float)(1.4426950408889634 / sqrt(a.head_dim));
     return a;
@@ -96,7 +89,7 @@ static const struct attention_way *way_avx512f(const struct attention *a) { retu
 static bool blocks_of_bf16(const struct attention *a)
 {
     return a->head_dim % 32 == 0 && a->q.dtype == DLLM_BF16 && a->k.dtype == DLLM_BF16 && a->v.dtype == DLLM_BF16 &&
-           a->out.dtype == DLLM_BF16 && (!a->columns || a->old.dtype == DLLM_BF16);
+           a->out.dtype == DLLM_BF16 && (!a->spans.columns || a->old.dtype == DLLM_BF16);
 }
 
 static const struct attention_way *way_avx512bf16(const struct attention *a)
@@ -111,18 +104,18 @@ static const struct attention_way *way_amx(const struct attention *a)
 
 /* Both kernels of one level. */
 #define KERNELS(level)                                                                                                             \
-    static void attend_##level(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat q, dllm_mat k, dllm_mat v,               \
-                               const dllm_span *spans, int n_spans, int32_t heads, int32_t kv_heads)                               \
+    static void attend_##level(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat k, dllm_mat v, dllm_spans spans, \
+                               int32_t heads, int32_t kv_heads)                                                                    \
     {                                                                                                                              \
-        struct attention a = arguments(d, out, out_rows, q, k, v, spans, n_spans, heads, kv_heads);                                \
+        struct attention a = arguments(d, out, q, rows, k, v, spans, heads, kv_heads);                                             \
+        a.spans.columns = NULL;                                                                                                    \
         attend(&a, way_##level(&a));                                                                                               \
     }                                                                                                                              \
-    static void attend_delta_##level(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat old, dllm_rows old_rows,           \
-                                     dllm_mat q, dllm_mat k, dllm_mat dv, dllm_rows changed, const dllm_span *spans,               \
-                                     const dllm_columns *columns, int n_spans, int32_t heads, int32_t kv_heads)                    \
+    static void attend_delta_##level(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat old, dllm_rows old_rows,   \
+                                     dllm_mat k, dllm_mat dv, dllm_rows changed, dllm_spans spans, int32_t heads,                  \
+                                     int32_t kv_heads)                                                                             \
     {                                                                                                                              \
-        struct attention a = arguments(d, out, out_rows, q, k, dv, spans, n_spans, heads, kv_heads);                               \
-        a.columns = columns;                                                                                                       \
+        struct attention a = arguments(d, out, q, rows, k, dv, spans, heads, kv_heads);                                            \
         a.changed = changed;                                                                                                       \
         a.old = old;                                                                                                               \
         a.old_rows = old_rows;                                                                                                     \

@@ -8,16 +8,13 @@
 /* The arguments of ops.attend or ops.attend_delta, and the cut. */
 struct attention {
     dllm_device *d;
-    dllm_mat out;
-    dllm_rows out_rows;
-    dllm_mat q, k, v;
-    const dllm_span *spans;
-    int n_spans;
+    dllm_mat out, q, k, v;
+    dllm_rows rows;                           /* of out and q */
+    dllm_spans spans;                         /* columns NULL: attend. Else v is dv, and only the changed slots' weights meet it. */
     int32_t heads, kv_heads, head_dim, group; /* group: query heads of one k/v head */
     int64_t lanes_a_task;
-    float scale;                 /* of a score, and from powers of e to powers of 2 */
-    size_t own_bytes;            /* of scratch, a thread's */
-    const dllm_columns *columns; /* NULL: attend. Then v is dv, and only the changed slots' weights meet it. */
+    float scale;      /* of a score, and from powers of e to powers of 2 */
+    size_t own_bytes; /* of scratch, a thread's */
     dllm_rows changed, old_rows;
     dllm_mat old;
 };
@@ -46,24 +43,27 @@ static inline char *head_at(dllm_mat m, int64_t row, int64_t head, int64_t head_
     return (char *)dllm_at(m, row) + (size_t)(head * head_dim) * (m.dtype == DLLM_F32 ? 4 : 2);
 }
 
-/* Lane i of a part: its query head, and where its result goes. */
+/* Lane i of a part in a matrix of query heads. */
+static inline char *lane_at(const struct attention *a, const struct part *p, dllm_mat m, dllm_rows rows, int64_t i)
+{
+    const int32_t row = p->span.q_first + (int32_t)((p->first + i) / a->group);
+    return head_at(m, dllm_row(rows, row), p->kv_head * a->group + (p->first + i) % a->group, a->head_dim);
+}
+
 static inline const char *lane_query(const struct attention *a, const struct part *p, int64_t i)
 {
-    return head_at(a->q, p->span.q_first + (p->first + i) / a->group, p->kv_head * a->group + (p->first + i) % a->group,
-                   a->head_dim);
+    return lane_at(a, p, a->q, a->rows, i);
 }
 
 static inline char *lane_out(const struct attention *a, const struct part *p, int64_t i)
 {
-    const int32_t row = p->span.q_first + (int32_t)((p->first + i) / a->group);
-    return head_at(a->out, dllm_row(a->out_rows, row), p->kv_head * a->group + (p->first + i) % a->group, a->head_dim);
+    return lane_at(a, p, a->out, a->rows, i);
 }
 
 /* What lane i's changes go on top of. */
 static inline const char *lane_old(const struct attention *a, const struct part *p, int64_t i)
 {
-    const int32_t row = p->span.q_first + (int32_t)((p->first + i) / a->group);
-    return head_at(a->old, dllm_row(a->old_rows, row), p->kv_head * a->group + (p->first + i) % a->group, a->head_dim);
+    return lane_at(a, p, a->old, a->old_rows, i);
 }
 
 /* The part's k/v head of its first key. */
@@ -75,17 +75,17 @@ static inline const char *part_keys(const struct attention *a, const struct part
 /* And of its first value; how many values there are; and which of the part's keys value j belongs to. */
 static inline const char *part_values(const struct attention *a, const struct part *p)
 {
-    return head_at(a->v, a->columns ? p->columns.first : p->span.k_first, p->kv_head, a->head_dim);
+    return head_at(a->v, a->spans.columns ? p->columns.first : p->span.k_first, p->kv_head, a->head_dim);
 }
 
 static inline int32_t part_count(const struct attention *a, const struct part *p)
 {
-    return a->columns ? p->columns.n : p->span.n_keys;
+    return a->spans.columns ? p->columns.n : p->span.n_keys;
 }
 
 static inline int64_t key_of(const struct attention *a, const struct part *p, int64_t j)
 {
-    return a->columns ? dllm_row(a->changed, p->columns.first + (int32_t)j) - p->span.k_first : j;
+    return a->spans.columns ? dllm_row(a->changed, p->columns.first + (int32_t)j) - p->span.k_first : j;
 }
 #endif
 #endif

@@ -58,7 +58,7 @@ static void pack_queries(struct work *w)
     for (int64_t i = 0; i < w->n; i++) {
         w->query[i] = lane_query(w->a, w->p, w->first + i);
         w->out[i] = lane_out(w->a, w->p, w->first + i);
-        w->old[i] = w->a->columns ? lane_old(w->a, w->p, w->first + i) : NULL;
+        w->old[i] = w->a->spans.columns ? lane_old(w->a, w->p, w->first + i) : NULL;
     }
     for (int64_t half = 0; half * 16 < w->n; half++) {
         for (int64_t c = 0; c < w->groups; c++) {
@@ -285,7 +285,7 @@ static void run(const struct attention *a, const struct part *p, char *memory)
         if (w.n > 16) score(&w, true);
         else score(&w, false);
         for (int64_t half = 0; half * 16 < w.n; half++) {
-            if (a->columns) soften(&w, true, half);
+            if (a->spans.columns) soften(&w, true, half);
             else soften(&w, false, half);
         }
         if (w.first == 0) pack_values(&w);

@@ -211,7 +211,7 @@ static float soften(const struct work *w, float *s)
 /* A lane's weights of keys to words of weights of values. */
 static void arrange(const struct work *w, float *s)
 {
-    if (w->a->columns) {
+    if (w->a->spans.columns) {
         for (int64_t j = 0; j < w->values; j++) w->row[j] = s[key_of(w->a, w->p, j)];
         memcpy(s, w->row, (size_t)w->values * sizeof *s);
     }
@@ -226,7 +226,7 @@ static void arrange(const struct work *w, float *s)
 static void store_lane(const struct work *w, int64_t lane)
 {
     const dllm_dtype t = w->a->out.dtype;
-    const char *old = w->a->columns ? lane_old(w->a, w->p, w->first + lane) : NULL;
+    const char *old = w->a->spans.columns ? lane_old(w->a, w->p, w->first + lane) : NULL;
     const float *sums = w->sums + lane * round_up(w->dim, BLOCK);
     for (int64_t c = 0; c < w->dim; c += LANES) {
         const vec mean = vdiv(vget(sums + c), vset(w->totals[lane]));

@@ -36,8 +36,9 @@ static void attend(dllm_device *d, dllm_mat out, dllm_mat q, dllm_mat k, dllm_ma
                    const dllm_columns *columns)
 {
     const dllm_rows rows = { .n = QUERIES }, changed = { .first = 300, .n = CHANGED };
-    if (columns) d->ops->attend_delta(d, out, rows, q, rows, q, k, v, changed, span, columns, 1, HEADS, HEADS);
-    else d->ops->attend(d, out, rows, q, k, v, span, 1, HEADS, HEADS);
+    const dllm_spans spans = { span, columns, 1, QUERIES, KEYS };
+    if (columns) d->ops->attend_delta(d, out, q, rows, q, rows, k, v, changed, spans, HEADS, HEADS);
+    else d->ops->attend(d, out, q, rows, k, v, spans, HEADS, HEADS);
 }
 
 static int compare_attention(const char *name)

@@ -20,13 +20,12 @@ static void linear(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x,
 static void rope(dllm_device *d, dllm_mat x, dllm_rows x_rows, dllm_mat c, dllm_mat s, dllm_rows rows, int32_t head_dim, bool round)
 {
 }
-static void attend(dllm_device *d, dllm_mat out, dllm_rows rows, dllm_mat q, dllm_mat k, dllm_mat v, const dllm_span *spans, int n,
-                   int32_t heads, int32_t kv_heads)
+static void attend(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat k, dllm_mat v, dllm_spans spans, int32_t h,
+                   int32_t g)
 {
 }
-static void attend_delta(dllm_device *d, dllm_mat out, dllm_rows rows, dllm_mat old, dllm_rows old_rows, dllm_mat q, dllm_mat k,
-                         dllm_mat dv, dllm_rows changed, const dllm_span *spans, const dllm_columns *columns, int n, int32_t heads,
-                         int32_t kv_heads)
+static void attend_delta(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat old, dllm_rows old_rows, dllm_mat k,
+                         dllm_mat dv, dllm_rows changed, dllm_spans spans, int32_t h, int32_t g)
 {
 }
 static void copy(dllm_device *d, dllm_mat dst, dllm_rows dst_rows, dllm_mat src, dllm_rows src_rows) {}

@@ -160,7 +160,7 @@ static void bench_attention(bench *b, int32_t queries, int32_t keys)
 }
 
 static void run_rmsnorm(bench *b) { b->d->ops->rmsnorm(b->d, b->out, first(b->rows), b->x, first(b->rows), b->other, 1e-5f); }
-static void run_swiglu(bench *b) { b->d->ops->swiglu(b->d, b->out, b->x, b->more, b->rows); }
+static void run_swiglu(bench *b) { b->d->ops->swiglu(b->d, b->out, b->x, b->more, first(b->rows)); }
 static void run_add(bench *b) { b->d->ops->add(b->d, b->out, first(b->rows), b->x, first(b->rows)); }
 static void run_copy(bench *b) { b->d->ops->copy(b->d, b->out, first(b->rows), b->x, first(b->rows)); }
 static void run_cosine(bench *b) { b->d->ops->cosine(b->d, b->numbers, b->x, first(b->rows), b->more, first(b->rows), 1e-8f); }

@@ -99,10 +99,9 @@ static void count_norm(dllm_session *s, uint64_t n, dllm_mat w)
     dllm_count_rows(s, DLLM_STAGE_NORM, n, 2 * (int64_t)s->model->config.dim);
 }
 
-static void count_products(dllm_session *s, const layer_work *w)
+static void count_products(dllm_session *s, const dllm_layer *y, const layer_work *w)
 {
     const dllm_config *c = &s->model->config;
-    const dllm_layer *y = &s->model->weights.layers[s->layer];
     const dllm_mat none = { 0 };
     const int64_t dim = c->dim, wide = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
     count_product(s, DLLM_STAGE_V, w->v, y->v, y->v_bias, dim, kv);
@@ -116,10 +115,9 @@ static void count_products(dllm_session *s, const layer_work *w)
 
 /* What is no product, and what is kept: of values that are compared both are read and both are written, since the kept place gets the
  * new ones and the new place how far they moved. */
-static void count_others(dllm_session *s, const layer_work *w)
+static void count_others(dllm_session *s, const dllm_layer *y, const layer_work *w)
 {
     const dllm_config *c = &s->model->config;
-    const dllm_layer *y = &s->model->weights.layers[s->layer];
     const int64_t wide = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
     count_norm(s, w->norm, y->attn_norm);
     count_norm(s, w->ffn, y->ffn_norm);
@@ -134,22 +132,22 @@ static void count_others(dllm_session *s, const layer_work *w)
     if (s->strategy->keeps & DLLM_COMPARE_VALUES) dllm_count_rows(s, DLLM_STAGE_CACHE, 4 * w->v + 2 * w->compared, kv);
 }
 
-static layer_work work_of(const dllm_layer_rows *r, const dllm_plan *p)
+static layer_work work_of(const dllm_layer_sizes *r)
 {
-    const uint64_t exact = (uint64_t)r->exact.n, delta = (uint64_t)r->delta.n, keys = (uint64_t)p->n_keys, v = (uint64_t)r->v.n;
+    const uint64_t exact = (uint64_t)r->exact, q = (uint64_t)r->q, delta = q - exact, keys = (uint64_t)r->keys, v = (uint64_t)r->v;
     return (layer_work){ .v = v,
-                         .k = (uint64_t)r->k.n,
-                         .q = exact + delta,
-                         .out = (uint64_t)r->out.n,
-                         .ffn = (uint64_t)r->ffn.n,
+                         .k = (uint64_t)r->k,
+                         .q = q,
+                         .out = (uint64_t)r->out,
+                         .ffn = (uint64_t)r->ffn,
                          .pairs = (exact + delta) * keys,
                          .summed = exact * keys + delta * v,
-                         .norm = (uint64_t)r->norm.n,
-                         .travel = (uint64_t)r->travel.n,
+                         .norm = (uint64_t)r->norm,
+                         .travel = (uint64_t)r->travel,
                          .keys = ((exact > 0) + (delta > 0)) * keys,
                          .values = (exact > 0) * keys + (delta > 0) * v,
                          .old = delta,
-                         .compared = r->among.n ? v : 0 };
+                         .compared = r->compares ? v : 0 };
 }
 
 static void add_work(layer_work *all, const layer_work *w)
@@ -169,16 +167,51 @@ static void add_work(layer_work *all, const layer_work *w)
     all->compared += w->compared;
 }
 
-void dllm_count_layer(dllm_session *s)
+void dllm_note_layer(dllm_session *s)
+{
+    dllm_layer_sizes *to = s->sizes + (int64_t)s->n_sizes++ * s->n_sequences;
+    for (int b = 0; b < s->n_sequences; b++) {
+        const dllm_layer_rows *r = &s->layer_rows[b];
+        to[b] = (dllm_layer_sizes){ .v = r->v.n,
+                                    .k = r->k.n,
+                                    .q = r->q.n,
+                                    .exact = r->exact.n,
+                                    .out = r->out.n,
+                                    .ffn = r->ffn.n,
+                                    .norm = r->norm.n,
+                                    .travel = r->travel.n,
+                                    .keys = s->plans[b].n_keys,
+                                    .finished = s->plans[b].rows.n == 0,
+                                    .compares = r->among.n > 0,
+                                    .follows = s->follows,
+                                    .asks = s->asks };
+    }
+}
+
+/* Rows that kernels chose are known by now. */
+static void complete(const dllm_session *s, int64_t at, dllm_layer_sizes *r)
+{
+    if (r->asks) r->ffn = s->told[at][0];
+    if (!r->follows) return;
+    r->v = r->k = s->told[at - s->n_sequences][0];
+    r->exact = s->told[at - s->n_sequences][1];
+}
+
+static void count_layer(dllm_session *s, int i)
 {
     const dllm_config *c = &s->model->config;
+    const dllm_layer *weights = &s->model->weights.layers[i % c->layers];
+    const bool last = i % c->layers == c->layers - 1;
     dllm_stats *st = &s->stats;
     layer_work all = { 0 };
     for (int b = 0; b < s->n_sequences; b++) {
         const dllm_sequence *q = &s->sequences[b];
-        if (s->plans[b].rows.n == 0) continue; /* finished */
-        const layer_work w = work_of(&s->layer_rows[b], &s->plans[b]);
-        const uint64_t len = (uint64_t)q->len, wanted = s->layer == c->layers - 1 ? (uint64_t)q->ask.n : len;
+        const int64_t at = (int64_t)i * s->n_sequences + b;
+        dllm_layer_sizes *r = &s->sizes[at];
+        if (r->finished) continue;
+        complete(s, at, r);
+        const layer_work w = work_of(r);
+        const uint64_t len = (uint64_t)q->len, wanted = last ? (uint64_t)q->ask.n : len;
         const layer_work uncached = { len, len, wanted, wanted, wanted, wanted * len, wanted * len };
         add_work(&all, &w);
         st->flops_uncached += flops_of(c, &uncached);
@@ -189,8 +222,14 @@ void dllm_count_layer(dllm_session *s)
     st->rows_out += all.out;
     st->rows_ffn += all.ffn;
     st->flops += flops_of(c, &all);
-    count_products(s, &all);
-    count_others(s, &all);
+    count_products(s, weights, &all);
+    count_others(s, weights, &all);
+}
+
+void dllm_count_layers(dllm_session *s)
+{
+    for (int i = 0; i < s->n_sizes; i++) count_layer(s, i);
+    s->n_sizes = 0;
 }
 
 void dllm_count_pass(dllm_session *s, int64_t embedded, int64_t asked)

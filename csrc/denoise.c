@@ -260,8 +260,8 @@ static void set_fresh(dllm_session *s, dllm_sequence *q, int64_t from)
     while (!whole && waiting < q->fresh.n && q->fresh.idx[waiting] < q->prompt) waiting++;
     const dllm_rows all =
         dllm_join(q->pick[0], (dllm_rows){ .idx = q->fresh.idx, .n = waiting }, (dllm_rows){ .idx = sorted, .n = n });
-    memcpy(q->pick[3], q->pick[0], (size_t)all.n * sizeof(int32_t));
-    q->fresh = (dllm_rows){ .idx = q->pick[3], .n = all.n };
+    memcpy(q->pick[2], q->pick[0], (size_t)all.n * sizeof(int32_t));
+    q->fresh = (dllm_rows){ .idx = q->pick[2], .n = all.n };
 }
 
 void dllm_ids_changed(dllm_session *s, dllm_sequence *q, const int32_t *ids)
@@ -271,8 +271,8 @@ void dllm_ids_changed(dllm_session *s, dllm_sequence *q, const int32_t *ids)
         if (ids[q->first + r] != s->ids[0][q->first + r]) s->order[changed.n++] = r;
     }
     const dllm_rows all = dllm_join(q->pick[0], q->fresh, changed);
-    memcpy(q->pick[3], q->pick[0], (size_t)all.n * sizeof(int32_t));
-    q->fresh = (dllm_rows){ .idx = q->pick[3], .n = all.n };
+    memcpy(q->pick[2], q->pick[0], (size_t)all.n * sizeof(int32_t));
+    q->fresh = (dllm_rows){ .idx = q->pick[2], .n = all.n };
 }
 
 /* Writes tokens over masks. A predicted mask id reveals nothing, though it used up its place. Returns what was revealed. */

@@ -8,15 +8,17 @@ static void choose_rows(dllm_session *s)
 {
     const dllm_strategy *st = s->strategy;
     const bool keeps = st->keeps != 0, last = s->layer == s->model->config.layers - 1;
+    s->follows = s->asks;
+    s->asks = false;
     for (int b = 0; b < s->n_sequences; b++) {
         dllm_sequence *q = &s->sequences[b];
         const dllm_plan *p = &s->plans[b];
         const dllm_rows wanted = last && !keeps ? q->ask : p->rows; /* nobody reads the other rows of the last layer */
         dllm_layer_rows *r = &s->layer_rows[b];
-        *r = (dllm_layer_rows){
-            .v = q->changed, .k = q->changed, .exact = q->changed, .out = wanted, .ffn = wanted, .travel = wanted
-        };
-        if (st->keeps & DLLM_KEEP_CONTEXT) r->delta = dllm_without(q->pick[0], p->rows, q->changed);
+        *r = (dllm_layer_rows){ .norm = p->rows, .q = p->rows, .out = wanted, .ffn = wanted, .travel = wanted };
+        if (s->follows) continue; /* the others are in turned_rows and turned_rest */
+        r->v = r->k = r->exact = p->changed;
+        if (st->keeps & DLLM_KEEP_CONTEXT) r->delta = dllm_without(q->pick[0], p->rows, p->changed);
         if (last && !keeps) r->exact = p->inspect.n ? dllm_join(q->pick[0], wanted, p->inspect) : wanted;
         r->q = r->delta.n ? p->rows : r->exact;
         r->norm = r->delta.n ? p->rows : r->v;
@@ -27,23 +29,27 @@ static void choose_rows(dllm_session *s)
 
 /* In the last layer what is kept of a row serves nobody but the row itself, once it is asked. Rows before the first mask never are, but
  * for the one that speaks for it. (A watched session keeps them all: somebody looks.) */
+int32_t dllm_first_read(const dllm_session *s, int b, int layer)
+{
+    if (layer < s->model->config.layers - 1 || !s->strategy->keeps || s->chosen) return 0;
+    return s->sequences[b].fixed - (s->model->config.shift_logits && s->sequences[b].fixed > 0);
+}
+
 static void drop_unread(dllm_session *s)
 {
-    if (s->layer < s->model->config.layers - 1 || !s->strategy->keeps || s->chosen) return;
     for (int b = 0; b < s->n_sequences; b++) {
-        if (s->layer_rows[b].among.n) continue; /* of picked rows only the device knows which they are */
-        const int32_t from = s->sequences[b].fixed - (s->model->config.shift_logits && s->sequences[b].fixed > 0);
+        const int32_t from = dllm_first_read(s, b, s->layer);
+        if (s->layer_rows[b].among.n || from == 0) continue; /* of picked rows only the device knows which they are */
         dllm_layer_rows *r = &s->layer_rows[b];
         dllm_rows *sets[] = { &r->q, &r->exact, &r->delta, &r->out, &r->ffn, &r->travel };
         for (int i = 0; i < 6; i++) *sets[i] = dllm_from(*sets[i], from);
     }
 }
 
-static int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
-
 /* Queries and keys of every sequence's exact or delta set, as they lie packed, and the values of the packed v that changed. */
 static dllm_spans spans_of(dllm_session *s, dllm_set set)
 {
+    if (s->follows) return dllm_turned_spans(s, set);
     dllm_span *at = dllm_room_for(s, s->n_sequences, sizeof *at);
     dllm_columns *columns = dllm_room_for(s, s->n_sequences, sizeof *columns);
     dllm_spans all = { .at = at, .columns = columns };
@@ -53,8 +59,8 @@ static dllm_spans spans_of(dllm_session *s, dllm_set set)
         if (n_q > 0) {
             columns[all.n] = (dllm_columns){ column, r->v.n };
             at[all.n++] = (dllm_span){ query, n_q, (int32_t)dllm_first_slot(s, b), n_keys };
-            all.most_queries = larger(all.most_queries, n_q);
-            all.most_keys = larger(all.most_keys, n_keys);
+            if (n_q > all.most_queries) all.most_queries = n_q;
+            if (n_keys > all.most_keys) all.most_keys = n_keys;
         }
         query += n_q;
         column += r->v.n;
@@ -91,13 +97,16 @@ static void pick_turned(dllm_session *s)
 }
 
 /* ---- the layer ----------------------------------------------------------------------------------------------------------------------- */
+/* As many rows, one behind the other. */
+static dllm_rows packed_of(dllm_rows rows) { return (dllm_rows){ .n = rows.n, .count = rows.count }; }
+
 /* Values straight into their slots; or, for methods that look at how far they moved, by way of new_values, which then holds that. */
 static void project_values(dllm_session *s, const dllm_layer *w)
 {
     dllm_device *d = &s->device;
     const dllm_ops *op = d->ops;
     const dllm_rows rows = dllm_pack(s, DLLM_SET_V), slots = dllm_pack_slots(s, DLLM_SET_V);
-    const dllm_rows packed = dllm_range(0, rows.n);
+    const dllm_rows packed = packed_of(rows);
     dllm_enter(s, DLLM_STAGE_V);
     if (!(s->strategy->keeps & DLLM_COMPARE_VALUES)) {
         op->linear(d, s->values, slots, s->h, rows, w->v, w->v_bias);
@@ -137,41 +146,20 @@ static void attention(dllm_session *s, const dllm_layer *w)
                      s->new_values, dllm_pack_slots(s, DLLM_SET_V), spans_of(s, DLLM_SET_DELTA), c->heads, c->kv_heads);
 }
 
-/* Does a sequence ask how much its contexts turned? */
-static bool asks_contexts(const dllm_session *s, int b)
-{
-    return s->strategy->after_context && s->layer_rows[b].out.n > 0 && !s->plans[b].full;
-}
-
-/* How much contexts turned since they were last seen, behind a mark, if anybody asks. Does anybody? */
-static bool compare_contexts(dllm_session *s, dllm_rows rows)
+/* How much contexts turned since they were last seen, if anybody asks. */
+static void compare_contexts(dllm_session *s, dllm_rows rows)
 {
     dllm_device *d = &s->device;
     const dllm_rows kept = dllm_kept_rows(s, rows, DLLM_KEEP_CONTEXT);
-    bool asked = false;
-    for (int b = 0; b < s->n_sequences; b++) asked |= asks_contexts(s, b);
+    s->asks = dllm_asks_contexts(s);
     dllm_enter(s, DLLM_STAGE_CACHE);
-    if (asked) {
+    if (s->asks) {
         d->ops->cosine(d, s->similarity, s->context, rows, s->kept_context, kept, 1e-8f);
         dllm_count_rows(s, DLLM_STAGE_CACHE, 2 * (uint64_t)rows.n, s->context.cols);
-        dllm_mark(s);
+        dllm_choose_turned(s, rows);
     }
     d->ops->copy(d, s->kept_context, kept, s->context, rows);
     dllm_count_rows(s, DLLM_STAGE_CACHE, 2 * (uint64_t)rows.n, s->context.cols);
-    return asked;
-}
-
-/* Rows that turned: theirs is the feed-forward of this layer, and they enter the next one as changed. */
-static void choose_turned(dllm_session *s)
-{
-    dllm_enter(s, DLLM_STAGE_CACHE);
-    dllm_reach(s);
-    for (int32_t b = 0, at = 0; b < s->n_sequences; b++) {
-        dllm_sequence *q = &s->sequences[b];
-        dllm_layer_rows *r = &s->layer_rows[b];
-        if (asks_contexts(s, b)) r->ffn = q->changed = s->strategy->after_context(s, q, r->out, s->similarity + at);
-        at += r->out.n;
-    }
 }
 
 static void feed_forward(dllm_session *s, const dllm_layer *w)
@@ -179,7 +167,7 @@ static void feed_forward(dllm_session *s, const dllm_layer *w)
     dllm_device *d = &s->device;
     const dllm_ops *op = d->ops;
     const dllm_mat none = { 0 };
-    const dllm_rows rows = dllm_pack(s, DLLM_SET_FFN), packed = dllm_range(0, rows.n);
+    const dllm_rows rows = dllm_pack(s, DLLM_SET_FFN), packed = packed_of(rows);
     dllm_enter(s, DLLM_STAGE_NORM);
     op->rmsnorm(d, s->h, packed, s->x, rows, w->ffn_norm, s->model->config.norm_eps);
     dllm_enter(s, DLLM_STAGE_GATE);
@@ -187,7 +175,7 @@ static void feed_forward(dllm_session *s, const dllm_layer *w)
     dllm_enter(s, DLLM_STAGE_UP);
     op->linear(d, s->up, packed, s->h, packed, w->up, none);
     dllm_enter(s, DLLM_STAGE_SWIGLU);
-    op->swiglu(d, s->gate, s->gate, s->up, rows.n);
+    op->swiglu(d, s->gate, s->gate, s->up, packed);
     dllm_enter(s, DLLM_STAGE_DOWN);
     op->linear(d, s->ffn, dllm_kept_rows(s, rows, DLLM_KEEP_FFN), s->gate, packed, w->down, none);
 }
@@ -206,19 +194,18 @@ static void run_layer(dllm_session *s)
     drop_unread(s);
     attention(s, w);
     const dllm_rows travel = dllm_pack(s, DLLM_SET_TRAVEL), out = dllm_pack(s, DLLM_SET_OUT);
-    const bool asked = s->strategy->keeps & DLLM_KEEP_CONTEXT && compare_contexts(s, out);
+    if (s->strategy->keeps & DLLM_KEEP_CONTEXT) compare_contexts(s, out);
     dllm_enter(s, DLLM_STAGE_O);
     op->linear(d, s->attn, dllm_kept_rows(s, out, DLLM_KEEP_ATTN), s->context, out, w->o, (dllm_mat){ 0 });
     dllm_enter(s, DLLM_STAGE_ADD);
     op->add(d, s->x, travel, s->attn, dllm_kept_rows(s, travel, DLLM_KEEP_ATTN));
-    if (asked) choose_turned(s); /* not before: a device works while the host waits */
     feed_forward(s, w);
     dllm_enter(s, DLLM_STAGE_ADD);
     op->add(d, s->x, travel, s->ffn, dllm_kept_rows(s, travel, DLLM_KEEP_FFN));
     if (s->strategy->after_layer) dllm_enter(s, DLLM_STAGE_CACHE);
     for (int b = 0; s->strategy->after_layer && b < s->n_sequences; b++)
         if (s->layer_rows[b].exact.n) s->strategy->after_layer(s, &s->sequences[b]);
-    dllm_count_layer(s);
+    dllm_note_layer(s);
 }
 
 /* ---- the pass ------------------------------------------------------------------------------------------------------------------------ */
@@ -270,8 +257,9 @@ static void run_branch(dllm_session *s)
     const dllm_ops *op = s->device.ops;
     for (int b = 0; b < s->n_sequences; b++) {
         s->layer_rows[b] = (dllm_layer_rows){ .travel = s->plans[b].rows, .out = s->sequences[b].ask };
-        s->sequences[b].changed = s->plans[b].changed;
     }
+    s->asks = false;
+    s->n_sizes = s->branch * m->config.layers; /* those of a pass that failed are not counted */
     dllm_make_branch_room(s);
     const dllm_rows travel = dllm_pack(s, DLLM_SET_TRAVEL);
     dllm_enter(s, DLLM_STAGE_EMBED);

@@ -28,7 +28,7 @@ typedef struct dllm_layer_rows dllm_layer_rows;
 enum {
     DLLM_BRANCHES = 2,   /* guidance runs the network twice: with the condition, and without */
     DLLM_HEAD_ROWS = 64, /* the head runs at most so many rows at a time */
-    DLLM_PICKS = 4,      /* spaces of `len` row numbers that a sequence's hooks may use */
+    DLLM_PICKS = 3,      /* spaces of `len` row numbers that a sequence's hooks may use */
 };
 
 /* One timeline of a batch. Rows are local: 0 .. len - 1. */
@@ -47,11 +47,17 @@ typedef struct {
     int32_t passes[DLLM_BRANCHES]; /* of the network, in each branch */
     int32_t carried;               /* row whose final state is remembered, -1: none yet */
     dllm_rows ask;                 /* rows whose logits are wanted */
-    dllm_rows changed;             /* rows whose input moved before the current layer */
     dllm_rows fresh;               /* rows whose ids changed and that no pass has seen as changed yet, ascending */
     int32_t *pick[DLLM_PICKS];     /* room for row sets */
     bool done;
 } dllm_sequence;
+
+/* How many rows the sets of a layer have. */
+typedef struct {
+    int32_t v, k, q, exact, out, ffn, norm, travel, keys;
+    bool finished, compares;
+    bool follows, asks; /* v, k and exact, or ffn, are what a kernel tells of the layer before, or of this one */
+} dllm_layer_sizes;
 
 /* Where the time of one call goes. */
 typedef struct {
@@ -81,8 +87,19 @@ struct dllm_session {
     int32_t *places;             /* arena of what kernels read: packed sets that are no range, spans, columns; see dllm_make_room */
     int64_t places_used;
     int32_t *picks;       /* [DLLM_PICKS * rows], the sequences' rooms */
-    int32_t *picked;      /* [rows] what kernels pick, in memory of the device, and */
-    int32_t *picked_seen; /* [rows] the host's copy, if somebody watches */
+    int32_t *picked;      /* [rows] what kernels pick, in memory of the device */
+    int32_t *chosen_seen; /* [rows] the host's copy of what kernels chose, if somebody watches */
+
+    /* Where contexts are compared. Only told is in memory of the host, too: of all layers, [branches * layers][n_sequences], but in turned
+     * the current layer's. */
+    dllm_turned turned;
+    int32_t (*told)[2];
+    dllm_rows turned_rows, turned_rest;
+    bool asks;    /* does the current layer ask which rows turned? */
+    bool follows; /* did the one before, so that its sets are those? */
+
+    dllm_layer_sizes *sizes; /* [branches * layers][n_sequences] of layers that are yet to be counted, */
+    int n_sizes;             /* so many */
 
     dllm_mat x, h;       /* [rows, dim]: residual stream; its norm */
     dllm_mat q, context; /* [rows, heads * head_dim], every row at its place */
@@ -94,7 +111,7 @@ struct dllm_session {
     dllm_mat kept_context;         /* [branches * layers * rows, heads * head_dim], or nothing */
     dllm_mat new_values;           /* [rows, kv_heads * head_dim], for methods that compare them with the kept ones */
     int64_t kept_slots;            /* of one layer */
-    float *similarity;             /* [rows]; the host sees it where after_context wants it, or somebody watches */
+    float *similarity;             /* [rows]; the host sees it if somebody watches */
     dllm_mat final[DLLM_BRANCHES]; /* [rows + n_sequences, dim]: asked rows after the last norm, packed from 0; then carried ones */
     dllm_mat logits[DLLM_BRANCHES]; /* [head_rows, vocab] float32; nothing until logits are asked for, see dllm_need_logits */
     dllm_mat residual;              /* [rows, vocab] float32: what guidance added last, if it is not asked every step */

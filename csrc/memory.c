@@ -114,11 +114,14 @@ static void take_decoding(dllm_session *s)
 
 enum { NUMBERS = sizeof(int32_t) };
 
-/* What one layer asks of kernels, at most, in row numbers: its packed sets; of every sequence two picks, and spans with their columns, of
- * exact and of delta attention. */
+/* What one layer asks of kernels, at most, in row numbers: its packed sets; of every sequence a turn, two picks, and spans with their
+ * columns, of exact and of delta attention. */
 static int64_t layer_room(const dllm_session *s)
 {
-    enum { SETS = 11, OF_A_SEQUENCE = 2 * (sizeof(dllm_pick) + sizeof(dllm_span) + sizeof(dllm_columns)) / NUMBERS };
+    enum {
+        SETS = 12,
+        OF_A_SEQUENCE = (sizeof(dllm_turn) + 2 * (sizeof(dllm_pick) + sizeof(dllm_span) + sizeof(dllm_columns))) / NUMBERS
+    };
     return SETS * s->rows + OF_A_SEQUENCE * s->n_sequences;
 }
 
@@ -126,6 +129,19 @@ static int64_t layer_room(const dllm_session *s)
 static int64_t step_room(const dllm_session *s)
 {
     return layer_room(s) * (dllm_is_host(&s->device) ? 1 : s->branches * (s->model->config.layers + 2));
+}
+
+/* What compared contexts turn into. */
+static void take_turned(dllm_session *s)
+{
+    const int64_t n = s->n_sequences;
+    s->turned.rows = take_from(s, false, "turned rows", s->rows, sizeof *s->turned.rows);
+    s->turned.rest = take_from(s, false, "other rows", s->rows, sizeof *s->turned.rest);
+    s->turned.count = take_from(s, false, "counts of turned rows", 2, sizeof *s->turned.count);
+    s->turned.exact = take_from(s, false, "spans of turned rows", n, sizeof *s->turned.exact);
+    s->turned.delta = take_from(s, false, "spans of other rows", n, sizeof *s->turned.delta);
+    s->turned.columns = take_from(s, false, "columns of turned rows", n, sizeof *s->turned.columns);
+    s->told = take(s, "numbers of turned rows", s->branches * s->model->config.layers * n, sizeof *s->told);
 }
 
 int dllm_take_memory(dllm_session *s)
@@ -136,15 +152,17 @@ int dllm_take_memory(dllm_session *s)
     s->times = take(s, "time schedule", dllm_block_steps(&s->params) + 1, sizeof *s->times);
     s->places = take(s, "row numbers", step_room(s), sizeof *s->places);
     s->picks = take(s, "chosen rows", DLLM_PICKS * rows, sizeof *s->picks);
+    s->sizes = take(s, "sizes of row sets", s->branches * s->model->config.layers * (int64_t)s->n_sequences, sizeof *s->sizes);
     s->picked = take_from(s, false, "picked rows", rows, sizeof *s->picked);
-    s->similarity = take_from(s, s->strategy->after_context || s->params.watch, "similarities", rows, sizeof *s->similarity);
+    s->similarity = take_from(s, s->params.watch, "similarities", rows, sizeof *s->similarity);
+    if (s->strategy->after_context) take_turned(s);
     take_network(s);
     take_decoding(s);
     if (watched) {
         s->mode = take(s, "watched modes", watched * s->n_sequences, sizeof *s->mode);
         s->chosen = take(s, "watched rows", watched * rows, sizeof *s->chosen);
         s->seen = take(s, "watched values", watched * rows, sizeof *s->seen);
-        s->picked_seen = take(s, "watched row numbers", rows, sizeof *s->picked_seen);
+        s->chosen_seen = take(s, "watched row numbers", rows, sizeof *s->chosen_seen);
     }
     s->device.scratch_bytes = s->device.ops->scratch(&s->device, &s->model->config, s->model->act, rows, rows);
     s->device.scratch = take_from(s, false, "kernel scratch", 1, s->device.scratch_bytes);
@@ -181,33 +199,29 @@ void dllm_give_memory(dllm_session *s)
 }
 
 /* ---- waiting -------------------------------------------------------------------------------------------------------------------- */
-static int await_device(dllm_session *s, int (*wait)(dllm_device *d))
+static int await_device(dllm_session *s)
 {
     const double began = dllm_seconds();
-    const int status = wait(&s->device);
+    const int status = s->device.ops->sync(&s->device);
     s->stats.waits++;
     s->stats.waited += dllm_seconds() - began;
     return status;
 }
 
 /* A failure stays until somebody can tell it. */
-static void wait_on(dllm_session *s, int (*wait)(dllm_device *d))
+void dllm_wait(dllm_session *s)
 {
-    const int status = await_device(s, wait);
+    const int status = await_device(s);
     if (status < 0) s->device.failed = status;
 }
 
-void dllm_wait(dllm_session *s) { wait_on(s, s->device.ops->sync); }
-
-void dllm_mark(dllm_session *s) { s->device.ops->mark(&s->device); }
-
-void dllm_reach(dllm_session *s) { wait_on(s, s->device.ops->reach); }
-
 int dllm_check_device(dllm_session *s)
 {
-    const int status = await_device(s, s->device.ops->sync);
+    const int status = await_device(s);
     s->places_used = 0;
-    return status < 0 ? dllm_fail(status, "%s", s->device.why) : 0;
+    if (status < 0) return dllm_fail(status, "%s", s->device.why);
+    dllm_count_layers(s);
+    return 0;
 }
 
 /* ---- row numbers ---------------------------------------------------------------------------------------------------------------- */
@@ -236,11 +250,11 @@ bool dllm_is_picked(const dllm_session *s, dllm_rows rows)
     return (uintptr_t)rows.idx - (uintptr_t)s->picked < (size_t)s->rows * sizeof *s->picked;
 }
 
-dllm_rows dllm_read_picked(dllm_session *s, dllm_rows rows)
+dllm_rows dllm_read_chosen(dllm_session *s, dllm_rows rows)
 {
-    if (!dllm_is_picked(s, rows) || dllm_is_host(&s->device)) return rows;
-    s->device.ops->copy_out(&s->device, s->picked_seen, rows.idx, (size_t)rows.n * sizeof *s->picked_seen);
-    rows.idx = s->picked_seen;
+    if (dllm_is_host(&s->device)) return rows;
+    s->device.ops->copy_out(&s->device, s->chosen_seen, rows.idx, (size_t)rows.n * sizeof *s->chosen_seen);
+    rows.idx = s->chosen_seen;
     return rows;
 }
 

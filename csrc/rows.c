@@ -66,6 +66,13 @@ int64_t dllm_first_slot(const dllm_session *s, int b)
     return s->branches * layers * s->kept_slots + s->sequences[b].first;
 }
 
+/* Rows of the batch as slots, where every row has one that outlives the pass. */
+static dllm_rows at_slots(const dllm_session *s, dllm_rows rows)
+{
+    rows.first += (int32_t)((s->branch * (int64_t)s->model->config.layers + s->layer) * s->kept_slots);
+    return rows;
+}
+
 /* A sequence's set, as rows of the batch or as slots of keys and values. */
 static dllm_rows set_at(const dllm_session *s, int b, dllm_set which, bool slots)
 {
@@ -82,8 +89,27 @@ static bool goes_on(const dllm_session *s, dllm_rows a, dllm_rows b)
     return a.idx ? b.idx == a.idx + a.n && b.first == a.first : !b.idx && b.first == a.first + a.n;
 }
 
+/* Sets of all sequences that the layer before, or for the feed-forward network this one, left to a kernel; or NULL. */
+static const dllm_rows *turned_set(const dllm_session *s, dllm_set which)
+{
+    switch (which) {
+    case DLLM_SET_V:
+    case DLLM_SET_K:
+    case DLLM_SET_EXACT:
+        return s->follows ? &s->turned_rows : NULL;
+    case DLLM_SET_DELTA:
+        return s->follows ? &s->turned_rest : NULL;
+    case DLLM_SET_FFN:
+        return s->asks ? &s->turned_rows : NULL;
+    default:
+        return NULL;
+    }
+}
+
 static dllm_rows pack(dllm_session *s, dllm_set which, bool slots)
 {
+    const dllm_rows *turned = turned_set(s, which);
+    if (turned) return slots ? at_slots(s, *turned) : *turned;
     dllm_rows all = { 0 };
     bool whole = true;
     for (int b = 0; b < s->n_sequences; b++) {

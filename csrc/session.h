@@ -42,10 +42,8 @@ dllm_sequence *dllm_take_sequences(dllm_session *s); /* the first thing to take 
 int dllm_take_memory(dllm_session *s);               /* everything else, once its rows are counted */
 int dllm_need_logits(dllm_session *s);               /* room for logits, if decoding itself needed none */
 void dllm_give_memory(dllm_session *s);
-/* The host reads what kernels write only after one of these; all but the last leave a failure for that one to tell. */
+/* The host reads what kernels write only after one of these; the first leaves a failure for the other to tell. */
 void dllm_wait(dllm_session *s);
-void dllm_mark(dllm_session *s);
-void dllm_reach(dllm_session *s);       /* waits for what was asked before the mark, while the device goes on with the rest */
 int dllm_check_device(dllm_session *s); /* 0, or the device's first failure; no kernel runs any more */
 /* Numbers for kernels to read: room for n of them, which stay until the next dllm_make_room and as long as kernels may read them. Between
  * two of these lies what one layer asks for. A pass begins with the other one, when no kernel reads what an earlier step left there. */
@@ -55,7 +53,7 @@ int32_t *dllm_room(dllm_session *s, int64_t n);
 void *dllm_room_for(dllm_session *s, int64_t n, size_t size); /* n structs of such numbers */
 /* Row numbers that a kernel picked lie in s->picked, until the next pick: a session's own, in the order of the calls. */
 bool dllm_is_picked(const dllm_session *s, dllm_rows rows);
-dllm_rows dllm_read_picked(dllm_session *s, dllm_rows rows); /* for the host to see, until the next call; waits */
+dllm_rows dllm_read_chosen(dllm_session *s, dllm_rows rows); /* by a kernel: for the host to see, until the next call; waits */
 void dllm_upload(dllm_session *s, dllm_mat to, int64_t row, const void *from, int64_t n); /* n whole rows */
 void dllm_download(dllm_session *s, void *to, dllm_mat from, int64_t n);                  /* its first n rows */
 const float *dllm_logits_row(dllm_session *s, int32_t i);                                 /* of logits[0]; until the next call */
@@ -69,7 +67,8 @@ void dllm_finish(dllm_session *s);                  /* it is over; the time of a
 void dllm_count_rows(dllm_session *s, dllm_stage stage, uint64_t n, int64_t width); /* n rows of activations moved */
 void dllm_count_pass(dllm_session *s, int64_t embedded,
                      int64_t asked);                                 /* outside the layers: rows embedded, rows of the last norm */
-void dllm_count_layer(dllm_session *s);                              /* the layer's sets are final */
+void dllm_note_layer(dllm_session *s);                               /* the layer's sets are final, */
+void dllm_count_layers(dllm_session *s);                             /* and their sizes known: no kernel runs any more */
 void dllm_count_head(dllm_session *s, int64_t rows, bool to_memory); /* to_memory: its logits go there */
 void dllm_count_logits(dllm_session *s, int64_t rows, int times);    /* so many passes over rows of logits */
 
@@ -79,7 +78,14 @@ void dllm_watch_mode(dllm_session *s, const dllm_sequence *q, int mode);
 void dllm_watch_chosen(dllm_session *s, const dllm_sequence *q, dllm_rows chosen);
 void dllm_watch_seen(dllm_session *s, const dllm_sequence *q, dllm_rows rows, const float *values);
 
+/* turned.c */
+bool dllm_asks_contexts(const dllm_session *s); /* does any sequence ask how much its contexts turned? */
+/* By s->similarity of the packed rows: theirs is the feed-forward of this layer, and they enter the next one as changed. */
+void dllm_choose_turned(dllm_session *s, dllm_rows rows);
+dllm_spans dllm_turned_spans(const dllm_session *s, dllm_set set); /* of the exact or the delta set that the layer before chose */
+
 /* forward.c */
+int32_t dllm_first_read(const dllm_session *s, int sequence, int layer); /* nobody reads what a layer leaves of rows before it */
 void dllm_plan_branch(dllm_session *s, int branch); /* asks the method what every unfinished sequence recomputes */
 void dllm_forward(dllm_session *s,
                   bool guided);                /* runs the planned branch 0, then branch 1 if guided; final holds the asked rows */

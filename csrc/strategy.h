@@ -31,6 +31,12 @@ struct dllm_layer_rows {
     int32_t turned;
 };
 
+/* Which rows' FFN is due, and go on as changed into the next layer. */
+typedef struct {
+    double limit;   /* those whose context's cosine with the kept one is below it; all others keep what they had */
+    dllm_rows held; /* and these in any case, ascending */
+} dllm_due;
+
 /* What a layer remembers between passes: one row a row of the sequence, except K and V, which have slots. Where values are compared with
  * those of the pass before, every row has a slot of its number. */
 enum { DLLM_KEEP_CONTEXT = 1, DLLM_KEEP_ATTN = 2, DLLM_KEEP_FFN = 4, DLLM_COMPARE_VALUES = 8 };
@@ -50,8 +56,9 @@ struct dllm_strategy {
     /* The hooks of a layer, in order. Any may be NULL. Kernels that they ask read row numbers that lie in dllm_room() or that kernels
      * picked; what those write, the host reads after dllm_wait(), for which the device stands still. */
     void (*choose)(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r); /* another start than "everything that changed" */
-    /* Rows whose FFN is due, by how much the contexts turned, which the host has awaited. Needs DLLM_KEEP_CONTEXT; full plans do not ask. */
-    dllm_rows (*after_context)(dllm_session *s, dllm_sequence *q, dllm_rows rows, const float *similarity);
+    /* By how much contexts turned. Which rows it is then only kernels know, so the sets of the next layer, but for ranges that travel, are
+     * theirs: choose and after_layer are for other methods. Needs DLLM_KEEP_CONTEXT and DLLM_COMPARE_VALUES; full plans do not ask. */
+    void (*after_context)(dllm_session *s, dllm_sequence *q, dllm_due *due);
     void (*after_layer)(dllm_session *s, dllm_sequence *q);
 };
 

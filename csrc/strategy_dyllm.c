@@ -36,22 +36,11 @@ static void plan(dllm_session *s, dllm_sequence *q, dllm_plan *p)
     p->carry = from ? -1 : q->prompt - 1;
 }
 
-static dllm_rows after_context(dllm_session *s, dllm_sequence *q, dllm_rows rows, const float *similarity)
+static void after_context(dllm_session *s, dllm_sequence *q, dllm_due *due)
 {
-    const double tau = s->params.options[TAU];
-    const dllm_rows kept = s->params.options[KEEP_SEED] != 0 ? q->fresh : dllm_range(0, 0);
-    int32_t *picked = q->pick[1 + s->layer % 2]; /* the previous layer's set is still in use */
-    dllm_rows salient = { .idx = picked };
-    for (int32_t i = 0, next = 0; i < rows.n; i++) {
-        const int32_t r = dllm_row(rows, i);
-        while (next < kept.n && dllm_row(kept, next) < r) next++;
-        const bool seed = next < kept.n && dllm_row(kept, next) == r;
-        if (seed || (double)similarity[i] < tau) picked[salient.n++] = r;
-    }
+    due->limit = s->params.options[TAU];
+    if (s->params.options[KEEP_SEED] != 0) due->held = q->fresh;
     dllm_watch_mode(s, q, mode_of(s, q));
-    dllm_watch_chosen(s, q, salient);
-    dllm_watch_seen(s, q, rows, similarity);
-    return salient;
 }
 
 const dllm_strategy dllm_strategy_dyllm = {

@@ -23,7 +23,7 @@ void dllm_watch_mode(dllm_session *s, const dllm_sequence *q, int mode)
 void dllm_watch_chosen(dllm_session *s, const dllm_sequence *q, dllm_rows chosen)
 {
     if (!s->chosen) return;
-    chosen = dllm_read_picked(s, chosen);
+    chosen = dllm_read_chosen(s, chosen);
     for (int32_t i = 0; i < chosen.n; i++) s->chosen[layer_at(s) * s->rows + q->first + dllm_row(chosen, i)] = 1;
 }
 

@@ -3,11 +3,12 @@
  * kernels/c defines every member in plain loops, kernels/x86 and kernels/cuda answer the same questions faster, and
  * kernels/check compares them. Conventions:
  *   - Kernels return void. A failure is recorded in the device (the first one stays) and reported by sync().
- *   - Every kernel accepts 0 rows and then touches nothing.
+ *   - Every kernel accepts 0 rows and then touches nothing. rmsnorm, linear, rope, replace and swiglu accept counts.
  *   - Kernels may run after the call returns, in the order of the calls; sync() waits for them. Matrices lie in memory of alloc(); weights, and
  *     logits of linear and copy, maybe in others' on the device, with gaps between rows and aligned to their numbers alone. What the
- *     host writes or reads, too, lies in memory of alloc_shared(): row numbers, ids, spans, columns, picks, keys, noise, targets,
- *     and those results of cosine, importance, predict and nll that it reads. It must stay as it is until the kernels that read it have run.
+ *     host writes or reads, too, lies in memory of alloc_shared(): row numbers, ids, spans, columns, picks, turns, keys, noise, targets,
+ *     and those results of cosine, importance, turn, predict and nll that it reads. It must stay as it is until the kernels that read it
+ *     have run. Row numbers, counts, spans and columns that kernels write for others lie in memory of alloc().
  *   - Outputs do not overlap inputs unless the comment says "in place".
  *   - Activations are stored in one dtype T (float32, bfloat16 or float16). "-> T" marks where a value is rounded to T; everything
  *     between two marks is float32 or better. Weights may have another dtype than activations.
@@ -25,10 +26,12 @@
 extern "C" {
 #endif
 
-/* A set of rows: first + idx[0], first + idx[1], ... idx NULL: first, first + 1, ... (no gather). */
+/* A set of rows: first + idx[0], first + idx[1], ... idx NULL: first, first + 1, ... (no gather). Where a kernel chose them, maybe only the
+ * device knows how many there are: *count, at most n. Sets of one call that belong to each other have one count. */
 typedef struct {
     const int32_t *idx;
     int32_t first, n;
+    const int32_t *count; /* NULL: n. Tables of processors, whose host knows it, get none */
 } dllm_rows;
 
 /* Queries of one sequence and the keys they see: numbers q_first, q_first + 1, ... of the rows of a call read slots [k_first, k_first +
@@ -56,6 +59,23 @@ typedef struct {
     bool lowest;
     int32_t take, to, add; /* out[to], out[to + 1], ... get their numbers, counted from first, plus add */
 } dllm_pick;
+
+/* Of rows first, first + 1, ... of a batch, whose scores lie from `score` on, those turned whose score is below limit, and the n_held that the list
+ * of held ones has from `held` on, ascending; or all. Rows from `asked` on will ask slots [k_first, k_first + n_keys). */
+typedef struct {
+    int32_t first, n, score;
+    float limit;
+    int32_t held, n_held, all, asked, k_first, n_keys;
+} dllm_turn;
+
+/* Where turns go. rows, rest: rows that turned, and those of turns that are not about all rows that did not; ascending, turn after turn;
+ * count: how many. A turn's spans: of rows and of rest, each from `asked` on; its columns: of rows. */
+typedef struct {
+    int32_t *rows, *rest, *count; /* [2] */
+    dllm_span *exact, *delta;
+    dllm_columns *columns;
+    int32_t (*told)[2]; /* for the host: how many rows of a turn turned, and of these from `asked` on */
+} dllm_turned;
 
 /* How tokens are drawn from logits and scored. One per call: what differs between families and flags is data here. */
 typedef struct {
@@ -90,10 +110,6 @@ struct dllm_ops {
     void *(*alloc_shared)(dllm_device *d, size_t bytes);
     void (*free_shared)(dllm_device *d, void *p);
     int (*sync)(dllm_device *d); /* waits; 0, or the first failure since the last wait, which d->why explains */
-    /* reach() waits for what was asked before the latest mark() and no longer, and the device goes on with what was asked after it; else
-     * as sync(). */
-    void (*mark)(dllm_device *d);
-    int (*reach)(dllm_device *d);
     /* Bytes of scratch the kernels of one session need for at most `rows` rows a call, and `keys` keys a span or scores a
      * call. */
     size_t (*scratch)(const dllm_device *d, const dllm_config *c, dllm_dtype act, int64_t rows, int64_t keys);
@@ -145,8 +161,11 @@ struct dllm_ops {
      * out lies in memory of the device: the row numbers are for kernels to read. */
     void (*pick)(dllm_device *d, int32_t *out, const float *score, const dllm_pick *picks, int n);
 
-    /* out = (silu(gate) -> T) * up -> T, for the first n rows. out may be gate. */
-    void (*swiglu)(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n);
+    /* What turned, of n turns. */
+    void (*turn)(dllm_device *d, dllm_turned out, const float *score, const dllm_turn *turns, int n, const int32_t *held);
+
+    /* out[rows_i] = (silu(gate[rows_i]) -> T) * up[rows_i] -> T. out may be gate. */
+    void (*swiglu)(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, dllm_rows rows);
 
     /* x[rows_i] = x[rows_i] + y[y_rows_i] -> T. In place. */
     void (*add)(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat y, dllm_rows y_rows);
@@ -174,7 +193,7 @@ struct dllm_ops {
     void (*nll)(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n);
 };
 typedef struct dllm_ops dllm_ops;
-enum { DLLM_OPS_ABI = 5 };
+enum { DLLM_OPS_ABI = 6 };
 
 /* The execution context kernels get: whose threads, whose scratch. A session has its own, so that sessions never share scratch. */
 struct dllm_device {
@@ -211,6 +230,8 @@ DLLM_INLINE bool dllm_filters(const dllm_sampling *how, int64_t vocab)
 
 /* Is the device's memory the host's own? Then kernels are done when their calls return. */
 DLLM_INLINE bool dllm_is_host(const dllm_device *d) { return d->ops->alloc == d->ops->alloc_shared; }
+
+DLLM_INLINE int32_t dllm_count(dllm_rows r) { return r.count ? *r.count : r.n; }
 
 DLLM_INLINE int32_t dllm_row(dllm_rows r, int32_t i) { return r.first + (r.idx ? r.idx[i] : i); }
 

@@ -1,4 +1,4 @@
-/* pick.h: by what the picks of every backend order scores. */
+/* pick.h: by what the picks of every backend order scores, and which rows their turns call turned. */
 #ifndef DLLM_PICK_H
 #define DLLM_PICK_H
 #include <string.h>
@@ -31,5 +31,22 @@ DLLM_INLINE uint32_t dllm_pick_key(const dllm_pick *p, const float *score, int32
         highest = key > highest ? key : highest;
     }
     return highest;
+}
+
+DLLM_INLINE bool dllm_is_held(const dllm_turn *t, const int32_t *held, int32_t row)
+{
+    int32_t lo = t->held, hi = t->held + t->n_held;
+    while (lo < hi) {
+        const int32_t middle = lo + (hi - lo) / 2;
+        if (held[middle] < row) lo = middle + 1;
+        else hi = middle;
+    }
+    return lo < t->held + t->n_held && held[lo] == row;
+}
+
+/* Did its i-th row turn? */
+DLLM_INLINE bool dllm_turns(const dllm_turn *t, const float *score, const int32_t *held, int32_t i)
+{
+    return t->all || score[t->score + i] < t->limit || dllm_is_held(t, held, t->first + i);
 }
 #endif

@@ -23,7 +23,8 @@ void dllm_cosine_c(dllm_device *d, float *out, dllm_mat a, dllm_rows a_rows, dll
 void dllm_importance_c(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows, dllm_mat k, dllm_rows k_rows, int32_t heads,
                        int32_t kv_heads);
 void dllm_pick_c(dllm_device *d, int32_t *out, const float *score, const dllm_pick *picks, int n);
-void dllm_swiglu_c(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n);
+void dllm_turn_c(dllm_device *d, dllm_turned out, const float *score, const dllm_turn *turns, int n, const int32_t *held);
+void dllm_swiglu_c(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, dllm_rows rows);
 void dllm_predict_c(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat logits, int32_t n, const dllm_sampling *how,
                     const dllm_key *keys, const void *noise, const int32_t *noise_rows);
 void dllm_head_predict_c(dllm_device *d, int32_t *token, float *score, float *prob, dllm_mat x, dllm_rows rows, dllm_mat w,

@@ -1,4 +1,4 @@
-/* Which rows have the highest scores. */
+/* Which rows have the highest scores, and which have turned. */
 #include "../pick.h"
 #include "c.h"
 
@@ -47,4 +47,34 @@ void dllm_pick_c(dllm_device *d, int32_t *out, const float *score, const dllm_pi
     for (int i = 0; i < n; i++) {
         if (picks[i].take > 0) pick_one(out + picks[i].to, score, &picks[i], d->scratch);
     }
+}
+
+/* Rows that turned and the others go behind those of the turns before it. */
+static void turn_one(dllm_turned out, const float *score, const dllm_turn *t, int at, const int32_t *held)
+{
+    int32_t *rows = out.rows + out.count[0], *rest = out.rest + out.count[1];
+    int32_t n = 0, n_rest = 0, asked = 0, asked_rest = 0;
+    for (int32_t i = 0; i < t->n; i++) {
+        const int32_t row = t->first + i, late = row >= t->asked;
+        if (dllm_turns(t, score, held, i)) {
+            rows[n++] = row;
+            asked += late;
+        } else {
+            rest[n_rest++] = row;
+            asked_rest += late;
+        }
+    }
+    out.exact[at] = (dllm_span){ out.count[0] + n - asked, asked, t->k_first, t->n_keys };
+    out.delta[at] = (dllm_span){ out.count[1] + n_rest - asked_rest, asked_rest, t->k_first, t->n_keys };
+    out.columns[at] = (dllm_columns){ out.count[0], n };
+    out.told[at][0] = n;
+    out.told[at][1] = asked;
+    out.count[0] += n;
+    out.count[1] += n_rest;
+}
+
+void dllm_turn_c(dllm_device *d, dllm_turned out, const float *score, const dllm_turn *turns, int n, const int32_t *held)
+{
+    if (n) out.count[0] = out.count[1] = 0;
+    for (int i = 0; i < n; i++) turn_one(out, score, &turns[i], i, held);
 }

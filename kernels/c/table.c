@@ -21,8 +21,6 @@ static void free_host(dllm_device *d, void *p) { free(p); }
 
 static void copy_host(dllm_device *d, void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
 
-static void mark_host(dllm_device *d) {}
-
 static int sync_host(dllm_device *d)
 {
     const int status = d->failed;
@@ -50,8 +48,6 @@ const dllm_ops dllm_ops_c = {
     .alloc_shared = alloc_host,
     .free_shared = free_host,
     .sync = sync_host,
-    .mark = mark_host,
-    .reach = sync_host,
     .scratch = scratch_c,
     .embed = dllm_embed_c,
     .rmsnorm = dllm_rmsnorm_c,
@@ -64,6 +60,7 @@ const dllm_ops dllm_ops_c = {
     .cosine = dllm_cosine_c,
     .importance = dllm_importance_c,
     .pick = dllm_pick_c,
+    .turn = dllm_turn_c,
     .swiglu = dllm_swiglu_c,
     .add = dllm_add_c,
     .guide = dllm_guide_c,

@@ -53,6 +53,7 @@ static void dense_case(dllm_checker *k, const shape *s, dllm_trial_kind x, dllm_
                     s->gathered ? " gathered" : "", s->bias ? " bias" : "", dllm_trial_library(k) ? " library" : "", s->scale,
                     dllm_trial_kind_name(x), dllm_trial_kind_name(w), dllm_trial_kind_name(out));
     t.run = run;
+    t.counts = true;
     t.flag = s->bias;
     t.tolerance = 1; /* float32 seen: 0.3; else a rounding that falls to the other side */
     t.act = (dllm_dtype)x;

@@ -232,6 +232,7 @@ void dllm_check_replace(dllm_checker *k)
         const shape *s = &shapes[i / 9];
         dllm_trial t;
         dllm_trial_begin(k, &t, "replace", s->n);
+        t.counts = true;
         t.run = run_replace; /* one subtraction and one rounding: nothing to tolerate */
         add_pair(&t, s, TRIAL_OUT, dllm_trial_floats[i % 3], TRIAL_OUT, dllm_trial_floats[i / 3 % 3]);
         place(&t, s->gathered, PAIR_B);

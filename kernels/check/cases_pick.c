@@ -1,5 +1,6 @@
-/* Cases of pick: the rows of a trial are its picks. */
+/* Cases of pick, whose picks are the rows of a trial, and of turn, whose turns are one row together. */
 #include <math.h>
+#include <string.h>
 
 #include "trial.h"
 
@@ -40,14 +41,14 @@ static void run_pick(const dllm_trial *t, dllm_device *d, void *const *at, int32
 }
 
 /* Both zeros, both infinities, and what is no number at all, too. */
-static void fill_scores(dllm_trial *t, int32_t values)
+static void fill_scores(dllm_trial *t, int array, int32_t values)
 {
     static const double odd[] = { 0, -0.0, INFINITY, -INFINITY, NAN };
-    for (int64_t r = 0; r < t->array[PICK_SCORES].rows; r++) {
-        for (int64_t c = 0; c < t->array[PICK_SCORES].cols; c++) {
+    for (int64_t r = 0; r < t->array[array].rows; r++) {
+        for (int64_t c = 0; c < t->array[array].cols; c++) {
             const int32_t which = dllm_trial_below(t->checker, 20);
             const double x = (dllm_trial_below(t->checker, values) + 1) * 1.9 / values - 1;
-            dllm_trial_set(t, PICK_SCORES, r, c, which < 5 ? odd[which] : x);
+            dllm_trial_set(t, array, r, c, which < 5 ? odd[which] : x);
         }
     }
 }
@@ -68,7 +69,92 @@ void dllm_check_pick(dllm_checker *k)
         dllm_trial_add_shared(&t, TRIAL_IN, TRIAL_F32, s->picks, s->n);
         dllm_trial_add_shared(&t, TRIAL_WORK, TRIAL_I32, s->picks, FIELDS);
         dllm_trial_add(&t, TRIAL_OUT, TRIAL_I32, s->picks, s->take, 0);
-        fill_scores(&t, s->values);
+        fill_scores(&t, PICK_SCORES, s->values);
+        dllm_trial_end(&t);
+    }
+}
+
+/* ---- turn ----------------------------------------------------------------------------------------------------------------------------- */
+enum {
+    TURN_SCORES,
+    TURN_JOBS,
+    TURN_HELD,
+    TURN_ROWS,
+    TURN_REST,
+    TURN_COUNT,
+    TURN_EXACT,
+    TURN_DELTA,
+    TURN_COLUMNS,
+    TURN_TOLD,
+    TURN_FIELDS = sizeof(dllm_turn) / sizeof(int32_t)
+};
+
+/* Turns of up to n rows, of which every every_all-th takes all; of its rows `held` are held. */
+typedef struct {
+    int32_t turns, n, every_all, held;
+    float limit;
+} turn_shape;
+static const turn_shape turn_shapes[] = {
+    { 0, 0, 1, 0, 0 },      { 1, 1, 9, 0, 0.5f },     { 1, 40, 9, 0, 0 },  { 1, 300, 9, 3, -0.9f },     { 1, 1280, 9, 0, 0.9f },
+    { 2, 7, 2, 2, 0.1f },   { 3, 0, 3, 0, 0 },        { 5, 64, 9, 9, -2 }, { 4, 257, 9, 5, INFINITY },  { 6, 600, 3, 100, 0.2f },
+    { 7, 30, 1, 0, -1.0f }, { 3, 1000, 9, 0, 0.95f }, { 40, 33, 9, 1, 0 }, { 2, 256, 9, 0, -INFINITY }, { 32, 256, 99, 0, 0.9f },
+};
+enum { N_TURN_SHAPES = sizeof turn_shapes / sizeof *turn_shapes };
+
+static void run_turn(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
+{
+    const dllm_turned out = { .rows = at[TURN_ROWS],
+                              .rest = at[TURN_REST],
+                              .count = at[TURN_COUNT],
+                              .exact = at[TURN_EXACT],
+                              .delta = at[TURN_DELTA],
+                              .columns = at[TURN_COLUMNS],
+                              .told = at[TURN_TOLD] };
+    d->ops->turn(d, out, at[TURN_SCORES], at[TURN_JOBS], n ? t->n_spans : 0, at[TURN_HELD]);
+}
+
+/* Every turn has the scores behind those of the turn before, and rows that begin a little further on; some are shorter. */
+static void fill_turns(dllm_trial *t, const turn_shape *s)
+{
+    int32_t score = 0, held = 0, first = 3;
+    for (int32_t i = 0; i < s->turns; i++) {
+        const int32_t n = s->n - (i % 4 == 1 ? s->n / 3 : i % 4 == 3 ? s->n : 0), n_held = s->held < n ? s->held : n;
+        const dllm_turn turn = {
+            first, n, score, s->limit, held, n_held, i % s->every_all == s->every_all - 1, first + n / 3 * (i % 4), i * 7, n + 2 * i
+        };
+        int32_t fields[TURN_FIELDS];
+        memcpy(fields, &turn, sizeof turn);
+        for (int c = 0; c < TURN_FIELDS; c++) dllm_trial_set(t, TURN_JOBS, i, c, fields[c]);
+        for (int32_t h = 0; h < n_held; h++) dllm_trial_set(t, TURN_HELD, 0, held + h, first + h * (n / n_held));
+        score += n;
+        held += n_held;
+        first += n + i % 3;
+    }
+}
+
+void dllm_check_turn(dllm_checker *k)
+{
+    for (int i = 0; i < N_TURN_SHAPES; i++) {
+        const turn_shape *s = &turn_shapes[i];
+        const int32_t some = s->turns > 0, n = s->turns > 0 ? s->turns : 1;
+        dllm_trial t;
+        dllm_trial_begin(k, &t, "turn", some);
+        dllm_trial_name(&t, "turns %d of %d rows, %d held, all of every %d. limit %g", (int)s->turns, (int)s->n, (int)s->held,
+                        (int)s->every_all, (double)s->limit);
+        t.run = run_turn;
+        t.n_spans = s->turns;
+        dllm_trial_add(&t, TRIAL_IN, TRIAL_F32, 1, n * s->n, 0);
+        dllm_trial_add_shared(&t, TRIAL_IN, TRIAL_I32, n, TURN_FIELDS);
+        dllm_trial_add_shared(&t, TRIAL_IN, TRIAL_I32, 1, n * s->held);
+        dllm_trial_add(&t, TRIAL_OUT, TRIAL_I32, some, n * s->n, 0);
+        dllm_trial_add(&t, TRIAL_OUT, TRIAL_I32, some, n * s->n, 0);
+        dllm_trial_add(&t, TRIAL_OUT, TRIAL_I32, some, 2, 0);
+        for (int spans = 0; spans < 2; spans++)
+            dllm_trial_add(&t, TRIAL_OUT, TRIAL_I32, some, n * (int64_t)(sizeof(dllm_span) / sizeof(int32_t)), 0);
+        dllm_trial_add(&t, TRIAL_OUT, TRIAL_I32, some, n * (int64_t)(sizeof(dllm_columns) / sizeof(int32_t)), 0);
+        dllm_trial_add_shared(&t, TRIAL_OUT, TRIAL_I32, some, 2 * n);
+        fill_scores(&t, TURN_SCORES, 50);
+        fill_turns(&t, s);
         dllm_trial_end(&t);
     }
 }

@@ -89,6 +89,7 @@ static void rmsnorm_case(dllm_checker *k, const shape *s, dllm_trial_kind x, dll
     dllm_trial_begin(k, &t, "rmsnorm", s->n);
     name(&t, s, x, w);
     t.run = run_rmsnorm;
+    t.counts = true;
     t.scalar = dllm_trial_below(k, 2) ? 1e-5f : 1e-6f;
     t.tolerance = x == TRIAL_F32 ? 4 : 2; /* the sum of squares, seen: 2.7; or two roundings that fall to the other side */
     add_matrix(&t, TRIAL_IN, x, s);
@@ -112,8 +113,9 @@ enum { PAIR_A, PAIR_B, PAIR_OUT };
 
 static void run_swiglu(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
 {
-    const dllm_mat out = dllm_trial_mat(t, t->flag ? PAIR_A : PAIR_OUT, at, first);
-    d->ops->swiglu(d, out, dllm_trial_mat(t, PAIR_A, at, first), dllm_trial_mat(t, PAIR_B, at, first), n);
+    const int out = t->flag ? PAIR_A : PAIR_OUT;
+    d->ops->swiglu(d, dllm_trial_mat(t, out, at, 0), dllm_trial_mat(t, PAIR_A, at, 0), dllm_trial_mat(t, PAIR_B, at, 0),
+                   dllm_trial_rows(t, out, at, first, n));
 }
 
 static void run_add(const dllm_trial *t, dllm_device *d, void *const *at, int32_t first, int32_t n)
@@ -134,11 +136,13 @@ static void swiglu_case(dllm_checker *k, const shape *s, dllm_trial_kind kind, b
     dllm_trial_begin(k, &t, "swiglu", s->n);
     name(&t, s, kind, kind);
     t.run = run_swiglu;
+    t.counts = true;
     t.flag = in_place;
     t.tolerance = kind == TRIAL_F32 ? 5 : 2; /* seen: 2.5; or two roundings that fall to the other side */
     add_matrix(&t, in_place ? TRIAL_OUT : TRIAL_IN, kind, s);
     add_matrix(&t, TRIAL_IN, kind, s);
     if (!in_place) add_matrix(&t, TRIAL_OUT, kind, s);
+    if (s->gathered) dllm_trial_gather(&t, in_place ? PAIR_A : PAIR_OUT);
     dllm_trial_fill(&t, PAIR_A, 3 * (kind == TRIAL_F16 ? fmin(s->scale, 10) : s->scale)); /* products stay below 65504 */
     dllm_trial_fill(&t, PAIR_B, 1);
     dllm_trial_end(&t);
@@ -259,6 +263,7 @@ static void rope_case(dllm_checker *k, const shape *s, int32_t head_dim, dllm_tr
     whole.cols = (s->cols + head_dim - 1) / head_dim * head_dim;
     name(&t, &whole, kind, round_products ? kind : TRIAL_F32);
     t.run = run_rope;
+    t.counts = true;
     t.head_dim = head_dim;
     t.flag = round_products;
     t.tolerance = 1;

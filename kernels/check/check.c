@@ -25,6 +25,7 @@ struct dllm_checker {
 typedef struct {
     dllm_device device;
     unsigned char *base[MAX_ARRAYS];
+    int32_t *count; /* in memory of the device */
     size_t scratch;
 } side;
 
@@ -70,6 +71,7 @@ static void close_side(side *s, const dllm_trial *t)
 {
     dllm_device *d = &s->device;
     for (int i = 0; i < t->n_arrays; i++) give(d, &t->array[i], s->base[i]);
+    if (s->count) d->ops->free(d, s->count);
     if (d->scratch) d->ops->free(d, d->scratch);
     d->ops->close(d);
 }
@@ -83,7 +85,8 @@ static bool open_side(side *s, const dllm_device *device, const dllm_trial *t)
     if (ops->open(d) < 0) return false;
     s->scratch = d->scratch_bytes = ops->scratch(d, &t->config, t->act, t->rows > 0 ? t->rows : 1, t->keys);
     d->scratch = ops->alloc(d, s->scratch + SCRATCH_GUARD);
-    bool fine = d->scratch;
+    s->count = ops->alloc(d, sizeof *s->count);
+    bool fine = d->scratch && s->count;
     for (int i = 0; i < t->n_arrays; i++) {
         s->base[i] = take(d, &t->array[i]);
         fine = fine && s->base[i] && t->array[i].image;
@@ -97,11 +100,14 @@ static void free_outcome(outcome *o, int n_arrays)
     for (int i = 0; i < n_arrays; i++) free(o->array[i]);
 }
 
-static void call(side *s, const dllm_trial *t, int32_t first, int32_t n)
+static void call(side *s, const dllm_trial *t, int32_t first, int32_t n, bool counted)
 {
     void *at[MAX_ARRAYS];
     for (int i = 0; i < t->n_arrays; i++) at[i] = s->base[i] + t->array[i].start;
-    t->run(t, &s->device, at, first, n);
+    dllm_trial asked = *t;
+    if (counted) asked.count = s->count;
+    if (counted) s->device.ops->copy_in(&s->device, s->count, &n, sizeof n);
+    t->run(&asked, &s->device, at, first, n);
 }
 
 static const char *check_scratch(side *s)
@@ -114,7 +120,7 @@ static const char *check_scratch(side *s)
     return NULL;
 }
 
-static outcome run(side *s, const dllm_trial *t, int threads, int32_t first, int32_t n)
+static outcome run(side *s, const dllm_trial *t, int threads, int32_t first, int32_t n, bool counted)
 {
     outcome o = { 0 };
     s->device.threads = threads;
@@ -124,7 +130,7 @@ static outcome run(side *s, const dllm_trial *t, int threads, int32_t first, int
         if (a->shared) memcpy(s->base[i], a->image, a->bytes);
         else ops->copy_in(&s->device, s->base[i], a->image, a->bytes);
     }
-    call(s, t, first, n);
+    call(s, t, first, n, counted);
     o.why = ops->sync(&s->device) ? "the device reported a failure" : check_scratch(s);
     for (int i = 0; i < t->n_arrays; i++) {
         o.array[i] = malloc(t->array[i].bytes);
@@ -223,16 +229,19 @@ static bool same_rows(const dllm_trial *t, const outcome *x, const outcome *y, i
     return true;
 }
 
-/* The same rows in other company: on one thread, alone, and with others at another place. A library owes them the right numbers, and the
- * same bits only for the same question. */
+/* The same rows in other company: on one thread, alone, with others at another place, and where only the device knows how many they are. A
+ * library owes them the right numbers, and the same bits only for the same question. */
 static const char *check_company(side *s, const dllm_trial *t, int threads, const outcome *want, const outcome *whole)
 {
     const int32_t n = t->rows, middle = n / 2;
-    const int32_t parts[4][2] = { { 0, n }, { middle, n ? 1 : 0 }, { n > 2 ? 1 : 0, n > 2 ? n - 2 : n }, { middle, n - middle } };
+    const int32_t parts[][2] = {
+        { 0, n }, { middle, n ? 1 : 0 }, { n > 2 ? 1 : 0, n > 2 ? n - 2 : n }, { middle, n - middle }, { 0, middle }, { 0, n }
+    };
+    const bool counts = t->counts && !dllm_is_host(&s->device);
     const char *why = NULL;
-    for (int p = 0; p < 4 && !why; p++) {
+    for (int p = 0; p < (counts ? 6 : 4) && !why; p++) {
         const int32_t first = parts[p][0], count = parts[p][1];
-        outcome o = run(s, t, p == 3 ? threads : 1, first, count);
+        outcome o = run(s, t, p == 3 ? threads : 1, first, count, p > 3);
         why = o.why;
         if (!why) why = check_untouched(t, &o, first, count);
         if (!why && p && t->checker->library) why = error(t, want, &o, first, count) > t->tolerance ? "a row is wrong alone" : NULL;
@@ -259,7 +268,7 @@ static double measure(side *s, const dllm_trial *t, int threads, double budget)
     const double begin = now();
     for (int i = 0; i < 20 && (i == 0 || now() - begin < budget); i++) {
         const double from = now();
-        call(s, t, 0, t->rows);
+        call(s, t, 0, t->rows, false);
         s->device.ops->sync(&s->device);
         best = fmin(best, now() - from);
     }
@@ -270,7 +279,7 @@ static void judge(dllm_check_result *r, side *tested, side *twin, const dllm_tri
 {
     const dllm_checker *k = t->checker;
     const int threads = k->device->threads;
-    outcome want = run(twin, t, 1, 0, t->rows), got = run(tested, t, threads, 0, t->rows);
+    outcome want = run(twin, t, 1, 0, t->rows, false), got = run(tested, t, threads, 0, t->rows, false);
     const char *why = want.why ? want.why : got.why;
     if (!why) why = check_untouched(t, &got, 0, t->rows);
     if (!why) r->error = error(t, &want, &got, 0, t->rows);
@@ -339,10 +348,10 @@ typedef struct {
 
 #define KERNEL(name) { #name, offsetof(dllm_ops, name), dllm_check_##name }
 static const kernel kernels[] = {
-    KERNEL(embed),        KERNEL(rmsnorm), KERNEL(linear),       KERNEL(rope),   KERNEL(attend),
-    KERNEL(attend_delta), KERNEL(copy),    KERNEL(replace),      KERNEL(cosine), KERNEL(importance),
-    KERNEL(pick),         KERNEL(swiglu),  KERNEL(add),          KERNEL(guide),  KERNEL(guide_keep),
-    KERNEL(guide_again),  KERNEL(predict), KERNEL(head_predict), KERNEL(nll),
+    KERNEL(embed),        KERNEL(rmsnorm),     KERNEL(linear),  KERNEL(rope),         KERNEL(attend),
+    KERNEL(attend_delta), KERNEL(copy),        KERNEL(replace), KERNEL(cosine),       KERNEL(importance),
+    KERNEL(pick),         KERNEL(turn),        KERNEL(swiglu),  KERNEL(add),          KERNEL(guide),
+    KERNEL(guide_keep),   KERNEL(guide_again), KERNEL(predict), KERNEL(head_predict), KERNEL(nll),
 };
 enum { N_KERNELS = sizeof kernels / sizeof *kernels, MEMBER = sizeof(void (*)(void)) };
 _Static_assert(N_KERNELS *MEMBER + offsetof(dllm_ops, scratch) + MEMBER == sizeof(dllm_ops),

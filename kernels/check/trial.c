@@ -137,5 +137,7 @@ dllm_rows dllm_trial_rows(const dllm_trial *t, int array, void *const *at, int32
 {
     const dllm_trial_array *a = &t->array[array];
     const dllm_rows all = { .idx = a->order < 0 ? NULL : at[a->order], .first = a->first, .n = t->rows };
-    return dllm_part(all, first, n);
+    dllm_rows part = dllm_part(all, first, t->count ? t->rows - first : n);
+    part.count = t->count;
+    return part;
 }

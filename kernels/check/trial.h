@@ -40,8 +40,10 @@ struct dllm_trial {
     dllm_checker *checker;
     const char *kernel;
     char name[96];
-    int32_t rows;     /* run() is asked for all of them or for a few that follow each other */
-    double tolerance; /* epsilons */
+    int32_t rows;         /* run() is asked for all of them or for a few that follow each other */
+    bool counts;          /* the kernel takes row sets of which only the device knows how many there are; then, while it does, */
+    const int32_t *count; /* where it finds that, else NULL */
+    double tolerance;     /* epsilons */
     dllm_trial_array array[12];
     int n_arrays;
     dllm_config config; /* what scratch is asked for */
@@ -108,6 +110,7 @@ void dllm_check_replace(dllm_checker *k);
 void dllm_check_cosine(dllm_checker *k);
 void dllm_check_importance(dllm_checker *k);
 void dllm_check_pick(dllm_checker *k);
+void dllm_check_turn(dllm_checker *k);
 void dllm_check_swiglu(dllm_checker *k);
 void dllm_check_add(dllm_checker *k);
 void dllm_check_guide(dllm_checker *k);

@@ -9,11 +9,11 @@ struct tiles {
     float x[DEPTH][ROWS + PAD], w[DEPTH][FEATURES + PAD];
 };
 
-__device__ static void load_tiles(tiles *t, const dense_job &job, int32_t first_row, int64_t first_feature, int64_t k)
+__device__ static void load_tiles(tiles *t, const dense_job &job, int32_t rows, int32_t first_row, int64_t first_feature, int64_t k)
 {
     for (int i = (int)threadIdx.x; i < ROWS * DEPTH; i += THREADS) {
         const int r = i / DEPTH, c = i % DEPTH;
-        const bool there = first_row + r < job.in_rows.n && k + c < job.w.cols;
+        const bool there = first_row + r < rows && k + c < job.w.cols;
         t->x[c][r] = there ? get(dllm_at(job.x, dllm_row(job.in_rows, first_row + r)), job.x.dtype, k + c) : 0;
     }
     for (int i = (int)threadIdx.x; i < FEATURES * DEPTH; i += THREADS) {
@@ -24,12 +24,13 @@ __device__ static void load_tiles(tiles *t, const dense_job &job, int32_t first_
 }
 
 /* A thread sums four rows by four features, and calls f(row, feature, sum) with the numbers of both in the block. */
-template <class F> __device__ static void sum_up(tiles *t, const dense_job &job, int32_t first_row, int64_t first_feature, F f)
+template <class F>
+__device__ static void sum_up(tiles *t, const dense_job &job, int32_t rows, int32_t first_row, int64_t first_feature, F f)
 {
     const int32_t r0 = (int32_t)threadIdx.x / 16 * 4, f0 = (int32_t)threadIdx.x % 16;
     float sum[4][4] = {};
     for (int64_t k = 0; k < job.w.cols; k += DEPTH) {
-        load_tiles(t, job, first_row, first_feature, k);
+        load_tiles(t, job, rows, first_row, first_feature, k);
         __syncthreads();
         for (int c = 0; c < DEPTH; c++) {
 #pragma unroll
@@ -45,9 +46,10 @@ static __global__ void __launch_bounds__(THREADS) multiply(dense_job job)
 {
     DLLM_SHARED(tiles, t);
     const int64_t first_feature = (int64_t)blockIdx.x * FEATURES;
-    const int32_t first_row = (int32_t)blockIdx.y * ROWS;
-    sum_up(t, job, first_row, first_feature, [&](int32_t row, int32_t feature, float sum) {
-        if (first_row + row < job.in_rows.n && first_feature + feature < job.w.rows)
+    const int32_t first_row = (int32_t)blockIdx.y * ROWS, rows = dllm_count(job.in_rows);
+    if (first_row >= rows) return;
+    sum_up(t, job, rows, first_row, first_feature, [&](int32_t row, int32_t feature, float sum) {
+        if (first_row + row < rows && first_feature + feature < job.w.rows)
             finish(job, first_row + row, first_feature + feature, sum);
     });
 }
@@ -63,7 +65,7 @@ static __global__ void __launch_bounds__(THREADS) head_any(dense_job job, readin
     DLLM_SHARED(head_tiles, t);
     const int64_t first_feature = (int64_t)blockIdx.x * FEATURES;
     const int32_t first_row = (int32_t)blockIdx.y * ROWS;
-    sum_up(&t->product, job, first_row, first_feature,
+    sum_up(&t->product, job, job.in_rows.n, first_row, first_feature,
            [&](int32_t row, int32_t feature, float sum) { t->logits[row * LINE + feature] = sum; });
     __syncthreads();
     read_tile(r, t->logits, ROWS, first_feature, first_row, job.in_rows.n);
@@ -83,7 +85,7 @@ void dllm_linear_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat
 {
     if (in_rows.n == 0) return;
     const dense_job job = { out, x, w, bias, out_rows, in_rows };
-    if (dllm_linear_blas(d, job)) return;
+    if (!in_rows.count && dllm_linear_blas(d, job)) return;
     if (x.dtype == w.dtype && x.dtype != DLLM_F32) {
         dllm_linear_mma(d, job);
         return;

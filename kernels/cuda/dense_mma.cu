@@ -41,11 +41,10 @@ template <int WF, int WR, int MT, int NT, int STAGES> struct layout {
     __device__ static int first_row_of_warp() { return (int)threadIdx.x / 32 / WF * NT * 8; }
 };
 
-template <class L> __device__ static void find_rows(L *s, const dense_job &job, int32_t first_row)
+template <class L> __device__ static void find_rows(L *s, const dense_job &job, int32_t rows, int32_t first_row)
 {
     for (int r = (int)threadIdx.x; r < L::R; r += L::THREADS)
-        s->rows[r] =
-            first_row + r < job.in_rows.n ? (const uint16_t *)dllm_at(job.x, dllm_row(job.in_rows, first_row + r)) : nullptr;
+        s->rows[r] = first_row + r < rows ? (const uint16_t *)dllm_at(job.x, dllm_row(job.in_rows, first_row + r)) : nullptr;
     __syncthreads();
 }
 
@@ -96,25 +95,26 @@ template <int MT, int NT> __device__ static void fold(float (&total)[MT][NT][4],
 
 /* Calls f(row, feature, number) for what this thread has summed and somebody wants. */
 template <int MT, int NT, class F>
-__device__ static void each_sum(const dense_job &job, const float (&total)[MT][NT][4], int32_t first_row, int64_t first_feature,
-                                F f)
+__device__ static void each_sum(const dense_job &job, const float (&total)[MT][NT][4], int32_t rows, int32_t first_row,
+                                int64_t first_feature, F f)
 {
     const int lane = (int)threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < MT * NT * 4; i++) {
         const int64_t feature = first_feature + i / 4 / NT * 16 + lane / 4 + i % 4 / 2 * 8;
         const int32_t row = first_row + i / 4 % NT * 8 + lane % 4 * 2 + i % 2;
-        if (row < job.in_rows.n && feature < job.w.rows) f(row, feature, total[i / 4 / NT][i / 4 % NT][i % 4]);
+        if (row < rows && feature < job.w.rows) f(row, feature, total[i / 4 / NT][i / 4 % NT][i % 4]);
     }
 }
 
 /* The last block of a tile adds up what the slices left in memory, [slice][row][feature], in their order. */
 template <class L>
-__device__ static void add_slices(L *s, const dense_job &job, int64_t first_feature, const float *parts, uint32_t *counter)
+__device__ static void add_slices(L *s, const dense_job &job, int32_t rows, int64_t first_feature, const float *parts,
+                                  uint32_t *counter)
 {
     if (!last_to_come(counter, gridDim.z, &s->last)) return;
-    const int64_t n = (int64_t)job.in_rows.n * job.w.rows;
-    for (int i = (int)threadIdx.x; i < L::F * job.in_rows.n; i += L::THREADS) {
+    const int64_t n = (int64_t)rows * job.w.rows;
+    for (int i = (int)threadIdx.x; i < L::F * rows; i += L::THREADS) {
         const int64_t feature = first_feature + i % L::F;
         const int32_t row = i / L::F;
         if (feature >= job.w.rows) continue;
@@ -126,12 +126,12 @@ __device__ static void add_slices(L *s, const dense_job &job, int64_t first_feat
 
 /* Sums tiles [begin, end) of columns, slice by slice, for this warp's features and rows. */
 template <dllm_dtype T, class L, int MT, int NT>
-__device__ static void sum_tiles(float (&total)[MT][NT][4], L *s, const dense_job &job, const slicing &cut, int32_t first_row,
-                                 int64_t first_feature, int64_t begin, int64_t end)
+__device__ static void sum_tiles(float (&total)[MT][NT][4], L *s, const dense_job &job, const slicing &cut, int32_t rows,
+                                 int32_t first_row, int64_t first_feature, int64_t begin, int64_t end)
 {
     const int f0 = L::first_feature_of_warp(), r0 = L::first_row_of_warp();
     float sum[MT][NT][4] = {};
-    find_rows(s, job, first_row);
+    find_rows(s, job, rows, first_row);
     for (int64_t t = begin; t < begin + L::N_STAGES - 1; t++) {
         if (t < end) fetch_tile(s, job, first_feature, t);
         close_group();
@@ -147,28 +147,30 @@ __device__ static void sum_tiles(float (&total)[MT][NT][4], L *s, const dense_jo
     wait_groups<0>();
 }
 
-/* Block (features, rows, slice or all slices) */
+/* Block (features, rows, slice or all slices). Where the device alone knows the number of rows, the grid is for few and for many of them. */
 template <dllm_dtype T, int WF, int WR, int MT, int NT, int STAGES>
 static __global__ void __launch_bounds__(WF * WR * 32, WF *WR > 4 ? 1 : 3)
     stream(dense_job job, slicing cut, float *parts, uint32_t *counters)
 {
     typedef layout<WF, WR, MT, NT, STAGES> L;
     DLLM_SHARED(L, s);
-    const int64_t first_feature = (int64_t)blockIdx.x * L::F, begin = gridDim.z > 1 ? blockIdx.z * cut.of_one : 0;
-    const int64_t end = gridDim.z > 1 && begin + cut.of_one < cut.tiles ? begin + cut.of_one : cut.tiles;
-    const int32_t first_row = (int32_t)blockIdx.y * L::R, r0 = L::first_row_of_warp();
+    const int32_t rows = dllm_count(job.in_rows), first_row = (int32_t)blockIdx.y * L::R, r0 = L::first_row_of_warp();
+    const bool split = gridDim.z > 1 && rows <= FEW_ROWS;
+    if (first_row >= rows || (blockIdx.z > 0 && !split)) return;
+    const int64_t first_feature = (int64_t)blockIdx.x * L::F, begin = split ? blockIdx.z * cut.of_one : 0;
+    const int64_t end = split && begin + cut.of_one < cut.tiles ? begin + cut.of_one : cut.tiles;
     const int64_t f0 = L::first_feature_of_warp();
     float total[MT][NT][4] = {};
-    sum_tiles<T>(total, s, job, cut, first_row, first_feature, begin, end);
-    if (gridDim.z == 1) {
-        each_sum(job, total, first_row + r0, first_feature + f0,
+    sum_tiles<T>(total, s, job, cut, rows, first_row, first_feature, begin, end);
+    if (!split) {
+        each_sum(job, total, rows, first_row + r0, first_feature + f0,
                  [&](int32_t row, int64_t feature, float x) { finish(job, row, feature, x); });
         return;
     }
-    float *part = parts + (int64_t)blockIdx.z * job.in_rows.n * job.w.rows;
-    each_sum(job, total, first_row + r0, first_feature + f0,
+    float *part = parts + (int64_t)blockIdx.z * rows * job.w.rows;
+    each_sum(job, total, rows, first_row + r0, first_feature + f0,
              [&](int32_t row, int64_t feature, float x) { part[row * job.w.rows + feature] = x; });
-    add_slices(s, job, first_feature, parts, counters + blockIdx.x);
+    add_slices(s, job, rows, first_feature, parts, counters + blockIdx.x);
 }
 
 /* A block takes a panel of the vocabulary for all rows of a round, and reads its logits where the weights lay. */
@@ -179,9 +181,9 @@ template <dllm_dtype T, int NT> static __global__ void __launch_bounds__(128, 3)
     DLLM_SHARED(L, s);
     const int64_t first_feature = (int64_t)blockIdx.x * PANEL;
     float total[1][NT][4] = {}, *logits = (float *)s->w;
-    sum_tiles<T>(total, s, job, cut, 0, first_feature, 0, cut.tiles);
+    sum_tiles<T>(total, s, job, cut, job.in_rows.n, 0, first_feature, 0, cut.tiles);
     __syncthreads();
-    each_sum(job, total, L::first_row_of_warp(), first_feature + L::first_feature_of_warp(),
+    each_sum(job, total, job.in_rows.n, L::first_row_of_warp(), first_feature + L::first_feature_of_warp(),
              [&](int32_t row, int64_t feature, float x) { logits[row * LINE + (feature - first_feature)] = x; });
     __syncthreads();
     read_tile(r, logits, L::R, first_feature, 0, job.in_rows.n);
@@ -205,7 +207,7 @@ template <dllm_dtype T> static void run_rows(dllm_device *d, const dense_job &jo
     if (n <= 8) run<T, 4, 1, 1, 1, 4>(d, job, true);
     else if (n <= 16) run<T, 4, 1, 1, 2, 4>(d, job, true);
     else if (n <= 32) run<T, 4, 1, 1, 4, 4>(d, job, true);
-    else if (n <= FEW_ROWS) run<T, 4, 1, 1, 8, 4>(d, job, true);
+    else if (n <= FEW_ROWS || job.in_rows.count) run<T, 4, 1, 1, 8, 4>(d, job, true);
     else run<T, 4, 2, 2, 8, 3>(d, job, false);
 }
 

@@ -182,13 +182,16 @@ struct current_gpu {
     }
 };
 
+/* Is this block, of a grid of one a row, for a row that is not there? A grid is made for the most rows there may be. */
+__device__ inline bool beyond(dllm_rows rows) { return (int32_t)blockIdx.x >= dllm_count(rows); }
+
 /* Asks for a kernel; see queue.h for when it runs. */
 template <class... P, class... A>
 void launch(dllm_device *d, const char *name, void (*kernel)(P...), dim3 grid, int threads, size_t shared_bytes, A... args)
 {
     static_assert(sizeof...(P) <= MOST_ARGS && (sizeof(P) + ... + 0) + alignof(double) * sizeof...(P) <= ARG_BYTES,
                   "more arguments than a call has room for");
-    kernel_call *c = dllm_queue_begin(d);
+    kernel_call *c = dllm_queue_call(d);
     if (!c) return;
 #ifndef __CUDACC__
     sim::know(name, kernel);
@@ -199,7 +202,6 @@ void launch(dllm_device *d, const char *name, void (*kernel)(P...), dim3 grid, i
     c->threads = (unsigned)threads;
     c->shared_bytes = shared_bytes;
     (add_argument<P>(c, args), ...);
-    dllm_queue_end(d);
 }
 
 /* Threads for a row of n elements in pieces of eight: enough, and a number that follows from n alone. */
@@ -215,7 +217,7 @@ void dllm_add_cuda(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat y, dllm_
 void dllm_guide_cuda(dllm_device *d, dllm_mat c, dllm_mat u, int32_t n, float scale);
 void dllm_guide_keep_cuda(dllm_device *d, dllm_mat kept, dllm_rows rows, dllm_mat c, dllm_mat u);
 void dllm_guide_again_cuda(dllm_device *d, dllm_mat c, dllm_mat kept, dllm_rows rows, float scale);
-void dllm_swiglu_cuda(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n);
+void dllm_swiglu_cuda(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, dllm_rows rows);
 void dllm_rmsnorm_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows rows, dllm_mat w, float eps);
 void dllm_rope_cuda(dllm_device *d, dllm_mat x, dllm_rows x_rows, dllm_mat cos, dllm_mat sin, dllm_rows table_rows,
                     int32_t head_dim, bool round_products);
@@ -225,6 +227,7 @@ void dllm_cosine_cuda(dllm_device *d, float *out, dllm_mat a, dllm_rows a_rows, 
 void dllm_importance_cuda(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows, dllm_mat k, dllm_rows k_rows, int32_t heads,
                           int32_t kv_heads);
 void dllm_pick_cuda(dllm_device *d, int32_t *out, const float *score, const dllm_pick *picks, int n);
+void dllm_turn_cuda(dllm_device *d, dllm_turned out, const float *score, const dllm_turn *turns, int n, const int32_t *held);
 void dllm_linear_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows in_rows, dllm_mat w, dllm_mat bias);
 void dllm_attend_cuda(dllm_device *d, dllm_mat out, dllm_mat q, dllm_rows rows, dllm_mat k, dllm_mat v, dllm_spans spans,
                       int32_t heads, int32_t kv_heads);

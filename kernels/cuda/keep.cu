@@ -21,6 +21,7 @@ void dllm_copy_cuda(dllm_device *d, dllm_mat dst, dllm_rows dst_rows, dllm_mat s
 
 static __global__ void replace(dllm_mat kept, dllm_rows rows, dllm_mat v)
 {
+    if (beyond(rows)) return;
     void *old = dllm_at(kept, dllm_row(rows, (int32_t)blockIdx.x)), *fresh = dllm_at(v, blockIdx.x);
     for (int64_t j = threadIdx.x * 8; j < v.cols; j += blockDim.x * 8) {
         const eight was = load8(old, kept.dtype, j, v.cols), is = load8(fresh, v.dtype, j, v.cols);

@@ -4,6 +4,7 @@
 static __global__ void rmsnorm(dllm_mat out, dllm_rows out_rows, dllm_mat x, dllm_rows rows, dllm_mat w, float eps)
 {
     DLLM_SHARED(float, room);
+    if (beyond(rows)) return;
     const void *from = dllm_at(x, dllm_row(rows, (int32_t)blockIdx.x));
     void *to = dllm_at(out, dllm_row(out_rows, (int32_t)blockIdx.x));
     float squares = 0;

@@ -1,5 +1,7 @@
-/* Which rows have the highest scores: a block a pick. The limit is found byte by byte, from the highest on; then every thread writes
- * what its own stretch of the scores has to give, behind what the threads before it give. */
+/* Which rows have the highest scores, and which have turned: a block a pick or a turn.
+ *
+ * A pick's limit is found byte by byte, from the highest on; then every thread writes what its own stretch of the scores has to give, behind
+ * what the threads before it give. A turn's rows go behind those of the turns before it, which its block counts once more. */
 #include "../pick.h"
 #include "gpu.h"
 
@@ -81,4 +83,81 @@ void dllm_pick_cuda(dllm_device *d, int32_t *out, const float *score, const dllm
 {
     uint32_t *keys = (uint32_t *)((char *)d->scratch + SCRATCH_COUNTERS);
     if (n) launch(d, "pick", pick, (unsigned)n, THREADS, sizeof(tallies), out, score, picks, keys);
+}
+
+/* ---- turns ----------------------------------------------------------------------------------------------------------------------- */
+/* How many rows turned, and the others; and how many of both a next layer asks. */
+struct turn_count {
+    int32_t rows, rest, asked, asked_rest;
+};
+
+__device__ inline turn_count operator+(turn_count a, turn_count b)
+{
+    return turn_count{ a.rows + b.rows, a.rest + b.rest, a.asked + b.asked, a.asked_rest + b.asked_rest };
+}
+
+/* In shared memory. */
+struct turn_room {
+    turn_count warp[THREADS / 32];
+    int32_t mine[THREADS]; /* rows that turned of those of the threads up to this one */
+};
+
+__device__ static turn_count count_turned(turn_room *room, dllm_turn t, const float *score, const int32_t *held)
+{
+    turn_count c = {};
+    for (int32_t i = (int32_t)threadIdx.x; i < t.n; i += THREADS) {
+        const bool yes = dllm_turns(&t, score, held, i), late = t.first + i >= t.asked;
+        c = c + turn_count{ yes, !yes, yes && late, !yes && late };
+    }
+    return block_reduce(c, sum_of<turn_count>, room->warp);
+}
+
+/* Of THREADS rows from `at` on: every thread finds its row's place among those that turned by the places of the threads before it. */
+__device__ static void list_turned(turn_room *room, const dllm_turn &t, const float *score, const int32_t *held, int32_t at,
+                                   int32_t *rows, int32_t *rest)
+{
+    const int32_t me = (int32_t)threadIdx.x, i = at + me;
+    const bool there = i < t.n, yes = there && dllm_turns(&t, score, held, i);
+    int32_t before = yes;
+    room->mine[me] = before;
+    __syncthreads();
+    for (int32_t step = 1; step < THREADS; step *= 2) {
+        before += me >= step ? room->mine[me - step] : 0;
+        __syncthreads();
+        room->mine[me] = before;
+        __syncthreads();
+    }
+    before -= yes;
+    if (yes) rows[before] = t.first + i;
+    else if (there) rest[me - before] = t.first + i;
+}
+
+static __global__ void turn(dllm_turned out, const float *score, const dllm_turn *turns, const int32_t *held)
+{
+    DLLM_SHARED(turn_room, room);
+    turn_count before = {}, mine = {};
+    for (unsigned b = 0; b <= blockIdx.x; b++) {
+        before = before + mine;
+        mine = count_turned(room, turns[b], score, held);
+    }
+    const dllm_turn t = turns[blockIdx.x];
+    for (int32_t at = 0, turned = 0; at < t.n; at += THREADS) {
+        list_turned(room, t, score, held, at, out.rows + before.rows + turned, out.rest + before.rest + at - turned);
+        turned += room->mine[THREADS - 1];
+        __syncthreads();
+    }
+    if (threadIdx.x) return;
+    out.exact[blockIdx.x] = dllm_span{ before.rows + mine.rows - mine.asked, mine.asked, t.k_first, t.n_keys };
+    out.delta[blockIdx.x] = dllm_span{ before.rest + mine.rest - mine.asked_rest, mine.asked_rest, t.k_first, t.n_keys };
+    out.columns[blockIdx.x] = dllm_columns{ before.rows, mine.rows };
+    out.told[blockIdx.x][0] = mine.rows;
+    out.told[blockIdx.x][1] = mine.asked;
+    if (blockIdx.x + 1 < gridDim.x) return;
+    out.count[0] = before.rows + mine.rows;
+    out.count[1] = before.rest + mine.rest;
+}
+
+void dllm_turn_cuda(dllm_device *d, dllm_turned out, const float *score, const dllm_turn *turns, int n, const int32_t *held)
+{
+    if (n) launch(d, "turn", turn, (unsigned)n, THREADS, sizeof(turn_room), out, score, turns, held);
 }

@@ -29,9 +29,7 @@ struct queue {
     call_list waiting;
     kept_list kept[KEPT];
     uint64_t uses;
-    cudaEvent_t mark;
     bool graphs; /* are there any? */
-    bool marked; /* since the last wait */
 };
 
 static cudaStream_t stream_of(const dllm_device *d) { return (cudaStream_t)d->stream; }
@@ -45,7 +43,6 @@ void dllm_queue_open(dllm_device *d)
     if (q) q->graphs = !wanted || strcmp(wanted, "0") != 0;
     dllm_cuda_note(d, "opening a queue", q ? cudaSuccess : cudaErrorMemoryAllocation);
     if (!d->failed) dllm_cuda_note(d, "opening a stream", cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    if (!d->failed) dllm_cuda_note(d, "opening a stream", cudaEventCreateWithFlags(&q->mark, cudaEventDisableTiming));
     cudaGetLastError();
     d->stream = stream;
     d->queue = q;
@@ -72,7 +69,6 @@ void dllm_queue_close(dllm_device *d)
         drop_graph(&k);
         free(k.of.calls);
     }
-    if (q->mark) cudaEventDestroy(q->mark);
     if (d->stream) cudaStreamDestroy(stream_of(d));
     free(q->waiting.calls);
     free(q);
@@ -91,7 +87,7 @@ static bool make_room(call_list *s, int n)
     return true;
 }
 
-kernel_call *dllm_queue_begin(dllm_device *d)
+kernel_call *dllm_queue_call(dllm_device *d)
 {
     call_list *s = &((queue *)d->queue)->waiting;
     if (!make_room(s, s->n + 1)) {
@@ -101,11 +97,6 @@ kernel_call *dllm_queue_begin(dllm_device *d)
     kernel_call *c = &s->calls[s->n++];
     c->n_args = c->bytes = 0;
     return c;
-}
-
-void dllm_queue_end(dllm_device *d)
-{
-    if (((queue *)d->queue)->marked) dllm_queue_flush(d);
 }
 
 static bool same(const kernel_call &a, const kernel_call &b)
@@ -247,16 +238,5 @@ void dllm_queue_flush(dllm_device *d)
 void dllm_queue_wait(dllm_device *d)
 {
     dllm_queue_flush(d);
-    ((queue *)d->queue)->marked = false;
     dllm_cuda_note(d, "kernels", cudaStreamSynchronize(stream_of(d)));
 }
-
-void dllm_queue_mark(dllm_device *d)
-{
-    dllm_queue_flush(d);
-    const current_gpu gpu(d->index);
-    dllm_cuda_note(d, "marking", cudaEventRecord(((queue *)d->queue)->mark, stream_of(d)));
-    ((queue *)d->queue)->marked = true;
-}
-
-void dllm_queue_reach(dllm_device *d) { dllm_cuda_note(d, "kernels", cudaEventSynchronize(((queue *)d->queue)->mark)); }

@@ -1,6 +1,5 @@
 /* queue.h: what a session asks of its GPU. Calls of kernels wait in its queue until somebody wants what they do; then they go to the GPU
- * together, as one graph if they came like that before, else one by one. Behind a mark they no longer wait: the GPU shall be busy
- * while the host looks at what came before it. */
+ * together, as one graph if they came like that before, else one by one. */
 #ifndef DLLM_CUDA_QUEUE_H
 #define DLLM_CUDA_QUEUE_H
 
@@ -19,12 +18,9 @@ struct kernel_call {
 
 void dllm_queue_open(dllm_device *d); /* its stream, too; a failure is in d */
 void dllm_queue_close(dllm_device *d);
-kernel_call *dllm_queue_begin(dllm_device *d); /* a call that is to be filled in; NULL: no memory, which is in d */
-void dllm_queue_end(dllm_device *d);
-void dllm_queue_flush(dllm_device *d); /* before anything else is asked of the stream */
+kernel_call *dllm_queue_call(dllm_device *d); /* a call that is to be filled in; NULL: no memory, which is in d */
+void dllm_queue_flush(dllm_device *d);        /* before anything else is asked of the stream */
 void dllm_queue_wait(dllm_device *d);
-void dllm_queue_mark(dllm_device *d);
-void dllm_queue_reach(dllm_device *d); /* waits for what was asked before the mark */
 
 /* Equal calls have equal bytes: between arguments, and in the holes of structs where the compiler can clear them, are zeros. */
 template <class T> void add_argument(kernel_call *c, T value)

@@ -74,10 +74,12 @@ void dllm_guide_again_cuda(dllm_device *d, dllm_mat c, dllm_mat kept, dllm_rows 
     if (rows.n) launch(d, "guide_again", guide_again, wide_grid(rows.n, c.cols), threads_for(c.cols), 0, c, kept, rows, scale);
 }
 
-static __global__ void swiglu(dllm_mat out, dllm_mat gate, dllm_mat up)
+static __global__ void swiglu(dllm_mat out, dllm_mat gate, dllm_mat up, dllm_rows rows)
 {
-    const void *g = dllm_at(gate, blockIdx.x), *u = dllm_at(up, blockIdx.x);
-    void *to = dllm_at(out, blockIdx.x);
+    if (beyond(rows)) return;
+    const int32_t row = dllm_row(rows, (int32_t)blockIdx.x);
+    const void *g = dllm_at(gate, row), *u = dllm_at(up, row);
+    void *to = dllm_at(out, row);
     for (int64_t j = threadIdx.x * 8; j < gate.cols; j += blockDim.x * 8) {
         eight x = load8(g, gate.dtype, j, gate.cols);
         const eight y = load8(u, up.dtype, j, gate.cols);
@@ -86,15 +88,16 @@ static __global__ void swiglu(dllm_mat out, dllm_mat gate, dllm_mat up)
     }
 }
 
-void dllm_swiglu_cuda(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n)
+void dllm_swiglu_cuda(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, dllm_rows rows)
 {
-    if (n) launch(d, "swiglu", swiglu, (unsigned)n, threads_for(gate.cols), 0, out, gate, up);
+    if (rows.n) launch(d, "swiglu", swiglu, (unsigned)rows.n, threads_for(gate.cols), 0, out, gate, up, rows);
 }
 
 /* Channel j and channel j + head_dim / 2 are one point in the plane. */
 static __global__ void rope(dllm_mat x, dllm_rows x_rows, dllm_mat cos, dllm_mat sin, dllm_rows table_rows, int32_t head_dim,
                             dllm_dtype products)
 {
+    if (beyond(x_rows)) return;
     void *row = dllm_at(x, dllm_row(x_rows, (int32_t)blockIdx.x));
     const int32_t angle = dllm_row(table_rows, (int32_t)blockIdx.x);
     const float *c = (const float *)dllm_at(cos, angle), *s = (const float *)dllm_at(sin, angle);

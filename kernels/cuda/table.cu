@@ -26,12 +26,6 @@ static int sync_cuda(dllm_device *d)
     return tell(d);
 }
 
-static int reach_cuda(dllm_device *d)
-{
-    dllm_queue_reach(d);
-    return tell(d);
-}
-
 /* ---- opening ----------------------------------------------------------------------------------------------------------------------- */
 static int open_cuda(dllm_device *d)
 {
@@ -128,8 +122,6 @@ extern const dllm_ops dllm_ops_cuda = {
     alloc_shared_cuda,
     free_shared_cuda,
     sync_cuda,
-    dllm_queue_mark,
-    reach_cuda,
     scratch_cuda,
     dllm_embed_cuda,
     dllm_rmsnorm_cuda,
@@ -142,6 +134,7 @@ extern const dllm_ops dllm_ops_cuda = {
     dllm_cosine_cuda,
     dllm_importance_cuda,
     dllm_pick_cuda,
+    dllm_turn_cuda,
     dllm_swiglu_cuda,
     dllm_add_cuda,
     dllm_guide_cuda,

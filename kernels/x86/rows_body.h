@@ -109,12 +109,13 @@ VEC void gate_row(const dllm_dtype t, void *to, const void *gate, const void *up
 
 static void swiglu_row(const struct rows_job *job, int32_t i, int thread)
 {
-    OF_DTYPE(job->out.dtype, gate_row, dllm_at(job->out, i), dllm_at(job->x, i), dllm_at(job->y, i), job->x.cols);
+    const int32_t row = dllm_row(job->x_rows, i);
+    OF_DTYPE(job->out.dtype, gate_row, dllm_at(job->out, row), dllm_at(job->x, row), dllm_at(job->y, row), job->x.cols);
 }
 
-static void swiglu(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n)
+static void swiglu(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, dllm_rows rows)
 {
-    struct rows_job job = { swiglu_row, d, .out = out, .x = gate, .y = up, .n = n };
+    struct rows_job job = { swiglu_row, d, .out = out, .x = gate, .x_rows = rows, .y = up, .n = rows.n };
     dllm_rows_run(&job, d->threads, 4 * gate.cols);
 }
 

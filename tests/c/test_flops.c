@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../kernels/ops.h"
+#include "../../kernels/c/c.h"
 
 enum { SALIENT = 64 };
 
@@ -34,7 +34,7 @@ static void importance(dllm_device *d, float *out, dllm_mat q, dllm_rows q_rows,
 {
 }
 static void pick(dllm_device *d, int32_t *out, const float *score, const dllm_pick *picks, int n) {}
-static void swiglu(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, int32_t n) {}
+static void swiglu(dllm_device *d, dllm_mat out, dllm_mat gate, dllm_mat up, dllm_rows rows) {}
 static void add(dllm_device *d, dllm_mat x, dllm_rows rows, dllm_mat y, dllm_rows y_rows) {}
 static void guide(dllm_device *d, dllm_mat c, dllm_mat u, int32_t n, float scale) {}
 static void nll(dllm_device *d, float *out, dllm_mat logits, const int32_t *target, int32_t n) {}
@@ -71,8 +71,6 @@ static const dllm_ops counting = { .abi = DLLM_OPS_ABI,
                                    .alloc_shared = alloc_lazily,
                                    .free_shared = free_it,
                                    .sync = sync_nothing,
-                                   .mark = close_nothing,
-                                   .reach = sync_nothing,
                                    .scratch = scratch,
                                    .embed = embed,
                                    .rmsnorm = rmsnorm,
@@ -85,6 +83,7 @@ static const dllm_ops counting = { .abi = DLLM_OPS_ABI,
                                    .cosine = cosine,
                                    .importance = importance,
                                    .pick = pick,
+                                   .turn = dllm_turn_c,
                                    .swiglu = swiglu,
                                    .add = add,
                                    .guide = guide,

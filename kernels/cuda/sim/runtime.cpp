@@ -142,12 +142,6 @@ void ask(stream *given, std::function<void()> work)
     else on_device(s->device, work);
 }
 
-/* Work of strict devices up to a mark. */
-void do_until(const event::mark &mark)
-{
-    while (!mark.passed) do_next(mark.of);
-}
-
 cudaError_t failed(cudaError_t e) { return last = e; }
 
 /* Streams, events and graphs are counted, and may be refused. */
@@ -355,20 +349,9 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned)
 {
     const auto mark = e->at;
     const auto wait = [=] {
-        if (mark) sim::do_until(*mark);
+        while (mark && !mark->passed) sim::do_next(mark->of);
     };
     return sim::ask(s, wait), cudaSuccess;
-}
-
-cudaError_t cudaEventSynchronize(cudaEvent_t e)
-{
-    std::lock_guard<std::recursive_mutex> hold(sim::lock);
-    const auto mark = e->at;
-    if (!mark || mark->passed) return cudaSuccess;
-    sim::guard(PROT_READ | PROT_WRITE);
-    sim::do_until(*mark);
-    sim::guard(PROT_NONE);
-    return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t e) { return sim::give_back(e, &sim::events); }

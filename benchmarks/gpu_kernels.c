@@ -11,7 +11,7 @@
 
 #include "../kernels/ops.h"
 
-enum { DIM = 4096, FFN = 12288, VOCAB = 126464, HEADS = 32, MOST_COPIES = 16 };
+enum { DIM = 4096, FFN = 12288, VOCAB = 126464, HEADS = 32, MOST_COPIES = 16, WINDOWS = 32, WINDOW = 256 };
 static const size_t BEYOND_CACHES = (size_t)512 << 20;
 static const double LONG_ENOUGH = 0.02; /* seconds of one measurement */
 
@@ -24,9 +24,13 @@ typedef struct {
     dllm_mat x, out, more, other, w[MOST_COPIES];
     int copies, call;
     int32_t rows;
+    int32_t *count;
     dllm_span *span;
     dllm_columns *columns;
-    float *numbers;
+    dllm_turned turned;
+    dllm_turn *turns;
+    dllm_pick *picks;
+    float *numbers, *scores;
     int32_t *ids;
     dllm_key *keys;
     dllm_sampling how;
@@ -63,6 +67,13 @@ static dllm_mat matrix(bench *b, int64_t rows, int64_t cols, dllm_dtype t)
 static void *shared(bench *b, size_t bytes)
 {
     void *p = b->d->ops->alloc_shared(b->d, bytes);
+    check(b->d, p);
+    return p;
+}
+
+static void *on_device(bench *b, size_t bytes)
+{
+    void *p = b->d->ops->alloc(b->d, bytes);
     check(b->d, p);
     return p;
 }
@@ -108,6 +119,21 @@ static void run_linear(bench *b)
     b->d->ops->linear(b->d, b->out, first(b->rows), b->x, first(b->rows), b->w[b->call % b->copies], (dllm_mat){ 0 });
 }
 
+static void run_counted(bench *b)
+{
+    const dllm_rows rows = { .n = WINDOW, .count = b->count };
+    b->d->ops->linear(b->d, b->out, rows, b->x, rows, b->w[b->call % b->copies], (dllm_mat){ 0 });
+}
+
+/* A grid for so many rows as DyLLM's window has, of which a few are there. */
+static void bench_counted(bench *b)
+{
+    snprintf(b->name, sizeof b->name, "%d of %d rows by %lld x %lld", (int)b->rows, WINDOW, (long long)b->w[0].rows,
+             (long long)b->w[0].cols);
+    b->d->ops->copy_in(b->d, b->count, &b->rows, sizeof b->rows);
+    measure(b, "linear_counted", run_counted);
+}
+
 static void bench_linear(bench *b, int32_t rows, int64_t features, int64_t columns)
 {
     features /= b->shrink;
@@ -123,6 +149,7 @@ static void bench_linear(bench *b, int32_t rows, int64_t features, int64_t colum
     b->bytes = (double)bytes + 2.0 * rows * (double)columns + (head ? 4.0 : 2.0) * rows * (double)features;
     b->operations = 2.0 * rows * (double)features * (double)columns;
     measure(b, "linear", run_linear);
+    if (!head && rows <= WINDOW && !dllm_is_host(b->d)) bench_counted(b);
     release(b);
 }
 
@@ -216,6 +243,29 @@ static void run_head(bench *b)
                             &b->how, b->keys);
 }
 
+static void run_pick(bench *b) { b->d->ops->pick(b->d, b->turned.rows, b->scores, b->picks, 1); }
+
+static void run_turn(bench *b) { b->d->ops->turn(b->d, b->turned, b->scores, b->turns, b->rows, NULL); }
+
+/* Of every window a quarter: what dLLM-Cache picks, and what turns under DyLLM. */
+static void bench_choice(bench *b, int32_t windows)
+{
+    static float scores[WINDOWS * WINDOW];
+    for (int32_t i = 0; i < WINDOWS * WINDOW; i++) scores[i] = (float)(i * 37 % 256);
+    b->d->ops->copy_in(b->d, b->scores, scores, sizeof scores);
+    for (int32_t i = 0; i < windows; i++) {
+        const int32_t first = i * WINDOW;
+        b->turns[i] = (dllm_turn){ .first = first, .n = WINDOW, .score = first, .limit = 64, .n_keys = WINDOW };
+    }
+    *b->picks = (dllm_pick){ .n = WINDOW, .take = WINDOW / 4 };
+    b->rows = windows;
+    b->operations = 0;
+    b->bytes = 8.0 * windows * WINDOW;
+    snprintf(b->name, sizeof b->name, "%d x %d scores", (int)windows, WINDOW);
+    measure(b, "turn", run_turn);
+    if (windows == 1) measure(b, "pick", run_pick);
+}
+
 /* What linear and predict do together, without logits in memory. */
 static void bench_head(bench *b, int32_t rows)
 {
@@ -243,11 +293,22 @@ static void take_scratch(bench *b)
     b->d->scratch_bytes = b->d->ops->scratch(b->d, &c, DLLM_BF16, 4352, 4352);
     b->d->scratch = b->d->ops->alloc(b->d, b->d->scratch_bytes);
     check(b->d, b->d->scratch);
+    b->count = on_device(b, sizeof *b->count);
     b->span = shared(b, sizeof *b->span);
     b->columns = shared(b, sizeof *b->columns);
     b->numbers = shared(b, 8704 * sizeof *b->numbers);
     b->ids = shared(b, 4352 * sizeof *b->ids);
     b->keys = shared(b, 64 * sizeof *b->keys);
+    b->turns = shared(b, WINDOWS * sizeof *b->turns);
+    b->picks = shared(b, sizeof *b->picks);
+    b->scores = on_device(b, WINDOWS * WINDOW * sizeof *b->scores);
+    b->turned.told = shared(b, WINDOWS * sizeof *b->turned.told);
+    b->turned.rows = on_device(b, WINDOWS * WINDOW * sizeof *b->turned.rows);
+    b->turned.rest = on_device(b, WINDOWS * WINDOW * sizeof *b->turned.rest);
+    b->turned.count = on_device(b, 2 * sizeof *b->turned.count);
+    b->turned.exact = on_device(b, WINDOWS * sizeof *b->turned.exact);
+    b->turned.delta = on_device(b, WINDOWS * sizeof *b->turned.delta);
+    b->turned.columns = on_device(b, WINDOWS * sizeof *b->turned.columns);
 }
 
 int main(int argc, char **argv)
@@ -272,6 +333,8 @@ int main(int argc, char **argv)
     bench_attention(&b, 1280, 1280);
     bench_rows(&b, 32, DIM);
     bench_rows(&b, 4096, FFN);
+    bench_choice(&b, 1);
+    bench_choice(&b, WINDOWS);
     bench_predict(&b, 32);
     for (int32_t n = 8; n <= 64; n *= 2) bench_head(&b, n);
     return 0;

@@ -61,15 +61,17 @@ template <class L> __device__ static void fetch_tile(L *s, const dense_job &job,
         fetch(s->x[stage] + place(i / PIECES, i % PIECES, PIECES), s->rows[i / PIECES], k + i % PIECES * 8, n);
 }
 
+/* Only the first `there` of the warp's rows exist. Where they may be many fewer than a tile has, eights without any are left out. */
 template <dllm_dtype T, int MT, int NT>
-__device__ static void multiply_tile(float (&sum)[MT][NT][4], const uint16_t *w, const uint16_t *x, int f0, int r0)
+__device__ static void multiply_tile(float (&sum)[MT][NT][4], const uint16_t *w, const uint16_t *x, int f0, int r0, int there)
 {
     const int lane = (int)threadIdx.x % 32;
 #pragma unroll
     for (int k = 0; k < PIECES; k += 4) { /* 32 columns */
         uint32_t b[NT][4];
 #pragma unroll
-        for (int n = 0; n < NT; n++) load_matrices(b[n], x + place(r0 + n * 8 + lane % 8, k + lane / 8, PIECES));
+        for (int n = 0; n < NT; n++)
+            if (NT < 8 || n * 8 < there) load_matrices(b[n], x + place(r0 + n * 8 + lane % 8, k + lane / 8, PIECES));
 #pragma unroll
         for (int half = 0; half < 2; half++) {
 #pragma unroll
@@ -77,7 +79,8 @@ __device__ static void multiply_tile(float (&sum)[MT][NT][4], const uint16_t *w,
                 uint32_t a[4];
                 load_matrices(a, w + place(f0 + m * 16 + lane % 16, k + 2 * half + lane / 16, PIECES));
 #pragma unroll
-                for (int n = 0; n < NT; n++) mma<T>(sum[m][n], a, b[n][2 * half], b[n][2 * half + 1]);
+                for (int n = 0; n < NT; n++)
+                    if (NT < 8 || n * 8 < there) mma<T>(sum[m][n], a, b[n][2 * half], b[n][2 * half + 1]);
             }
         }
     }
@@ -141,7 +144,7 @@ __device__ static void sum_tiles(float (&total)[MT][NT][4], L *s, const dense_jo
         __syncthreads();
         if (t + L::N_STAGES - 1 < end) fetch_tile(s, job, first_feature, t + L::N_STAGES - 1);
         close_group();
-        multiply_tile<T, MT, NT>(sum, s->w[t % L::N_STAGES], s->x[t % L::N_STAGES], f0, r0);
+        multiply_tile<T, MT, NT>(sum, s->w[t % L::N_STAGES], s->x[t % L::N_STAGES], f0, r0, rows - first_row - r0);
         if ((t + 1) % cut.of_one == 0 || t + 1 == end) fold(total, sum);
     }
     wait_groups<0>();

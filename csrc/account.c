@@ -140,7 +140,7 @@ static layer_work work_of(const dllm_layer_sizes *r)
                          .q = q,
                          .out = (uint64_t)r->out,
                          .ffn = (uint64_t)r->ffn,
-                         .pairs = (exact + delta) * keys,
+                         .pairs = q * keys,
                          .summed = exact * keys + delta * v,
                          .norm = (uint64_t)r->norm,
                          .travel = (uint64_t)r->travel,
@@ -228,8 +228,7 @@ static void count_layer(dllm_session *s, int i)
 
 void dllm_count_layers(dllm_session *s)
 {
-    for (int i = 0; i < s->n_sizes; i++) count_layer(s, i);
-    s->n_sizes = 0;
+    while (s->n_counted < s->n_sizes) count_layer(s, s->n_counted++);
 }
 
 void dllm_count_pass(dllm_session *s, int64_t embedded, int64_t asked)

@@ -98,7 +98,7 @@ static bool carries(const dllm_session *s, const dllm_sequence *q)
 static void mark_wanted(dllm_session *s, const dllm_sequence *q, int64_t from, int64_t to)
 {
     const dllm_plan *p = &s->plans[q->index];
-    int32_t *wanted = q->pick[0];
+    int32_t *wanted = q->room[DLLM_ROOM_SET];
     memset(wanted, 0, (size_t)q->len * sizeof *wanted);
     for (int64_t i = from; i < to; i++) {
         const int32_t r = s->candidates[i] - q->first, speaker = speaker_of(s, r);
@@ -114,8 +114,8 @@ static void mark_wanted(dllm_session *s, const dllm_sequence *q, int64_t from, i
 /* Asks the marked rows that travel; where[r] says which row of final will hold row r. */
 static void ask_wanted(dllm_session *s, dllm_sequence *q)
 {
-    const int32_t *wanted = q->pick[0];
-    int32_t *where = q->pick[1], *mine = s->ask + s->n_ask;
+    const int32_t *wanted = q->room[DLLM_ROOM_SET];
+    int32_t *where = q->room[DLLM_ROOM_PLACES], *mine = s->ask + s->n_ask;
     q->ask = (dllm_rows){ .idx = mine };
     for (int32_t r = 0; r < q->len; r++) {
         where[r] = -1;
@@ -128,7 +128,7 @@ static void ask_wanted(dllm_session *s, dllm_sequence *q)
 /* The row of final that speaks for row r. If the row before does not travel: as it was, or as the methods' own code has it. */
 static int32_t source_of(const dllm_session *s, const dllm_sequence *q, int32_t r)
 {
-    const int32_t *where = q->pick[1];
+    const int32_t *where = q->room[DLLM_ROOM_PLACES];
     const int32_t speaker = speaker_of(s, r);
     if (travels(&s->plans[q->index], speaker)) return where[speaker];
     if (s->params.shift == DLLM_SHIFT_CARRY) return (int32_t)s->rows + q->index;

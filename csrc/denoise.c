@@ -259,9 +259,9 @@ static void set_fresh(dllm_session *s, dllm_sequence *q, int64_t from)
     }
     while (!whole && waiting < q->fresh.n && q->fresh.idx[waiting] < q->prompt) waiting++;
     const dllm_rows all =
-        dllm_join(q->pick[0], (dllm_rows){ .idx = q->fresh.idx, .n = waiting }, (dllm_rows){ .idx = sorted, .n = n });
-    memcpy(q->pick[2], q->pick[0], (size_t)all.n * sizeof(int32_t));
-    q->fresh = (dllm_rows){ .idx = q->pick[2], .n = all.n };
+        dllm_join(q->room[DLLM_ROOM_SET], (dllm_rows){ .idx = q->fresh.idx, .n = waiting }, (dllm_rows){ .idx = sorted, .n = n });
+    memcpy(q->room[DLLM_ROOM_FRESH], q->room[DLLM_ROOM_SET], (size_t)all.n * sizeof(int32_t));
+    q->fresh = (dllm_rows){ .idx = q->room[DLLM_ROOM_FRESH], .n = all.n };
 }
 
 void dllm_ids_changed(dllm_session *s, dllm_sequence *q, const int32_t *ids)
@@ -270,9 +270,9 @@ void dllm_ids_changed(dllm_session *s, dllm_sequence *q, const int32_t *ids)
     for (int32_t r = 0; r < q->len; r++) {
         if (ids[q->first + r] != s->ids[0][q->first + r]) s->order[changed.n++] = r;
     }
-    const dllm_rows all = dllm_join(q->pick[0], q->fresh, changed);
-    memcpy(q->pick[2], q->pick[0], (size_t)all.n * sizeof(int32_t));
-    q->fresh = (dllm_rows){ .idx = q->pick[2], .n = all.n };
+    const dllm_rows all = dllm_join(q->room[DLLM_ROOM_SET], q->fresh, changed);
+    memcpy(q->room[DLLM_ROOM_FRESH], q->room[DLLM_ROOM_SET], (size_t)all.n * sizeof(int32_t));
+    q->fresh = (dllm_rows){ .idx = q->room[DLLM_ROOM_FRESH], .n = all.n };
 }
 
 /* Writes tokens over masks. A predicted mask id reveals nothing, though it used up its place. Returns what was revealed. */
@@ -423,7 +423,7 @@ int dllm_session_step(dllm_session *s)
     if (unfinished(s) == 0) return 0;
     TRY(ask_for_pass(s));
     const int left = decide(s, (dllm_mat){ 0 });
-    if (left < 0) dllm_wait(s); /* nobody needs the pass any more, but kernels may still read what the host now changes */
+    if (left < 0) dllm_abandon(s); /* kernels may still read what the host now changes */
     return left;
 }
 

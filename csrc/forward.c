@@ -18,8 +18,8 @@ static void choose_rows(dllm_session *s)
         *r = (dllm_layer_rows){ .norm = p->rows, .q = p->rows, .out = wanted, .ffn = wanted, .travel = wanted };
         if (s->follows) continue; /* the others are in turned_rows and turned_rest */
         r->v = r->k = r->exact = p->changed;
-        if (st->keeps & DLLM_KEEP_CONTEXT) r->delta = dllm_without(q->pick[0], p->rows, p->changed);
-        if (last && !keeps) r->exact = p->inspect.n ? dllm_join(q->pick[0], wanted, p->inspect) : wanted;
+        if (st->keeps & DLLM_KEEP_CONTEXT) r->delta = dllm_without(q->room[DLLM_ROOM_SET], p->rows, p->changed);
+        if (last && !keeps) r->exact = p->inspect.n ? dllm_join(q->room[DLLM_ROOM_SET], wanted, p->inspect) : wanted;
         r->q = r->delta.n ? p->rows : r->exact;
         r->norm = r->delta.n ? p->rows : r->v;
         if (st->choose && p->rows.n) st->choose(s, q, r);
@@ -39,7 +39,8 @@ static void drop_unread(dllm_session *s)
 {
     for (int b = 0; b < s->n_sequences; b++) {
         const int32_t from = dllm_first_read(s, b, s->layer);
-        if (s->layer_rows[b].among.n || from == 0) continue; /* of picked rows only the device knows which they are */
+        if (from == 0 || s->layer_rows[b].among.n)
+            continue; /* which rows are picked only the device knows; which turned, `turn` was told */
         dllm_layer_rows *r = &s->layer_rows[b];
         dllm_rows *sets[] = { &r->q, &r->exact, &r->delta, &r->out, &r->ffn, &r->travel };
         for (int i = 0; i < 6; i++) *sets[i] = dllm_from(*sets[i], from);
@@ -68,8 +69,8 @@ static dllm_spans spans_of(dllm_session *s, dllm_set set)
     return all;
 }
 
-/* Rows whose values turned join those that are recomputed anyway. The host goes on with their number. */
-static void pick_turned(dllm_session *s)
+/* Rows whose values moved join those that are recomputed anyway. The host goes on with their number. */
+static void pick_moved(dllm_session *s)
 {
     dllm_pick *picks = dllm_room_for(s, 2 * s->n_sequences, sizeof *picks);
     int n = 0;
@@ -81,17 +82,17 @@ static void pick_turned(dllm_session *s)
         picks[n++] = (dllm_pick){ .first = score - r->among.n,
                                   .n = r->among.n,
                                   .lowest = true,
-                                  .take = r->turned,
+                                  .take = r->moved,
                                   .to = at + known,
                                   .add = first + r->among.first };
-        r->k = r->q = r->exact = r->out = r->ffn = (dllm_rows){ .idx = s->picked + at, .first = -first, .n = known + r->turned };
+        r->k = r->q = r->exact = r->out = r->ffn = (dllm_rows){ .idx = s->picked + at, .first = -first, .n = known + r->moved };
         at += r->k.n;
     }
     s->device.ops->pick(&s->device, s->picked, s->similarity, picks, n);
     for (int32_t b = 0, score = 0; b < s->n_sequences; b++) {
         const dllm_layer_rows *r = &s->layer_rows[b];
         score += r->v.n;
-        dllm_watch_chosen(s, &s->sequences[b], dllm_part(r->k, r->k.n - r->turned, r->turned));
+        dllm_watch_chosen(s, &s->sequences[b], dllm_part(r->k, r->k.n - r->moved, r->moved));
         dllm_watch_seen(s, &s->sequences[b], r->among, s->similarity + score - r->among.n);
     }
 }
@@ -118,7 +119,7 @@ static void project_values(dllm_session *s, const dllm_layer *w)
     for (int b = 0; b < s->n_sequences; b++) choosing |= s->layer_rows[b].among.n > 0;
     if (choosing) {
         op->cosine(d, s->similarity, s->new_values, packed, s->values, slots, 1e-16f);
-        pick_turned(s);
+        pick_moved(s);
     }
     op->replace(d, s->values, slots, s->new_values);
 }
@@ -259,7 +260,7 @@ static void run_branch(dllm_session *s)
         s->layer_rows[b] = (dllm_layer_rows){ .travel = s->plans[b].rows, .out = s->sequences[b].ask };
     }
     s->asks = false;
-    s->n_sizes = s->branch * m->config.layers; /* those of a pass that failed are not counted */
+    if (s->branch == 0) s->n_sizes = s->n_counted = 0;
     dllm_make_branch_room(s);
     const dllm_rows travel = dllm_pack(s, DLLM_SET_TRAVEL);
     dllm_enter(s, DLLM_STAGE_EMBED);

@@ -28,8 +28,10 @@ typedef struct dllm_layer_rows dllm_layer_rows;
 enum {
     DLLM_BRANCHES = 2,   /* guidance runs the network twice: with the condition, and without */
     DLLM_HEAD_ROWS = 64, /* the head runs at most so many rows at a time */
-    DLLM_PICKS = 3,      /* spaces of `len` row numbers that a sequence's hooks may use */
 };
+
+/* What a sequence's rooms are for: a set while it is made or used, places of rows in it, and `fresh`. */
+enum { DLLM_ROOM_SET, DLLM_ROOM_PLACES, DLLM_ROOM_FRESH, DLLM_ROOMS };
 
 /* One timeline of a batch. Rows are local: 0 .. len - 1. */
 typedef struct {
@@ -48,7 +50,7 @@ typedef struct {
     int32_t carried;               /* row whose final state is remembered, -1: none yet */
     dllm_rows ask;                 /* rows whose logits are wanted */
     dllm_rows fresh;               /* rows whose ids changed and that no pass has seen as changed yet, ascending */
-    int32_t *pick[DLLM_PICKS];     /* room for row sets */
+    int32_t *room[DLLM_ROOMS];     /* for `len` row numbers each */
     bool done;
 } dllm_sequence;
 
@@ -84,9 +86,10 @@ struct dllm_session {
     float *times;                /* [steps a block + 1], the time schedule */
 
     int32_t *ids[DLLM_BRANCHES]; /* [rows]; the second branch has its condition blanked */
-    int32_t *places;             /* arena of what kernels read: packed sets that are no range, spans, columns; see dllm_make_room */
+    int32_t
+        *places; /* arena of what the host writes for kernels: sets that are no range, spans, picks, turns; see dllm_make_room */
     int64_t places_used;
-    int32_t *picks;       /* [DLLM_PICKS * rows], the sequences' rooms */
+    int32_t *rooms;       /* [DLLM_ROOMS * rows], the sequences' */
     int32_t *picked;      /* [rows] what kernels pick, in memory of the device */
     int32_t *chosen_seen; /* [rows] the host's copy of what kernels chose, if somebody watches */
 
@@ -98,8 +101,8 @@ struct dllm_session {
     bool asks;    /* does the current layer ask which rows turned? */
     bool follows; /* did the one before, so that its sets are those? */
 
-    dllm_layer_sizes *sizes; /* [branches * layers][n_sequences] of layers that are yet to be counted, */
-    int n_sizes;             /* so many */
+    dllm_layer_sizes *sizes; /* [branches * layers][n_sequences]: of the latest pass, */
+    int n_sizes, n_counted;  /* so many layers, of which the first ones are in stats */
 
     dllm_mat x, h;       /* [rows, dim]: residual stream; its norm */
     dllm_mat q, context; /* [rows, heads * head_dim], every row at its place */

@@ -114,21 +114,23 @@ static void take_decoding(dllm_session *s)
 
 enum { NUMBERS = sizeof(int32_t) };
 
-/* What one layer asks of kernels, at most, in row numbers: its packed sets; of every sequence a turn, two picks, and spans with their
- * columns, of exact and of delta attention. */
+/* What one layer asks of kernels, at most, in row numbers: its packed sets, held rows among them, and one of a hook; of every sequence a turn,
+ * two picks, and spans with their columns, of exact and of delta attention. */
 static int64_t layer_room(const dllm_session *s)
 {
     enum {
-        SETS = 12,
+        SETS = 13,
         OF_A_SEQUENCE = (sizeof(dllm_turn) + 2 * (sizeof(dllm_pick) + sizeof(dllm_span) + sizeof(dllm_columns))) / NUMBERS
     };
     return SETS * s->rows + OF_A_SEQUENCE * s->n_sequences;
 }
 
-/* On a device the layers of a whole step lie one behind the other, the first and the last embedding, norm and head. */
+/* The embedding, the layers, and the last norm with the head. */
+static int64_t parts_of_branch(const dllm_session *s) { return s->model->config.layers + 2; }
+
 static int64_t step_room(const dllm_session *s)
 {
-    return layer_room(s) * (dllm_is_host(&s->device) ? 1 : s->branches * (s->model->config.layers + 2));
+    return layer_room(s) * (dllm_is_host(&s->device) ? 1 : s->branches * parts_of_branch(s));
 }
 
 /* What compared contexts turn into. */
@@ -151,7 +153,7 @@ int dllm_take_memory(dllm_session *s)
     s->layer_rows = take(s, "row sets", s->n_sequences, sizeof *s->layer_rows);
     s->times = take(s, "time schedule", dllm_block_steps(&s->params) + 1, sizeof *s->times);
     s->places = take(s, "row numbers", step_room(s), sizeof *s->places);
-    s->picks = take(s, "chosen rows", DLLM_PICKS * rows, sizeof *s->picks);
+    s->rooms = take(s, "row sets of sequences", DLLM_ROOMS * rows, sizeof *s->rooms);
     s->sizes = take(s, "sizes of row sets", s->branches * s->model->config.layers * (int64_t)s->n_sequences, sizeof *s->sizes);
     s->picked = take_from(s, false, "picked rows", rows, sizeof *s->picked);
     s->similarity = take_from(s, s->params.watch, "similarities", rows, sizeof *s->similarity);
@@ -205,6 +207,8 @@ static int await_device(dllm_session *s)
     const int status = s->device.ops->sync(&s->device);
     s->stats.waits++;
     s->stats.waited += dllm_seconds() - began;
+    if (status < 0) s->n_counted = s->n_sizes; /* nobody knows what these layers did */
+    else dllm_count_layers(s);
     return status;
 }
 
@@ -215,25 +219,33 @@ void dllm_wait(dllm_session *s)
     if (status < 0) s->device.failed = status;
 }
 
+void dllm_abandon(dllm_session *s)
+{
+    dllm_wait(s);
+    s->places_used = 0;
+}
+
 int dllm_check_device(dllm_session *s)
 {
     const int status = await_device(s);
     s->places_used = 0;
-    if (status < 0) return dllm_fail(status, "%s", s->device.why);
-    dllm_count_layers(s);
-    return 0;
+    return status < 0 ? dllm_fail(status, "%s", s->device.why) : 0;
 }
 
 /* ---- row numbers ---------------------------------------------------------------------------------------------------------------- */
-/* Each branch has its part, so that the same is asked of the same places in every step. */
-void dllm_make_branch_room(dllm_session *s)
+/* On a device each layer of each branch has its part, so that the same is asked of the same places in every step, however many rows an earlier
+ * layer named; what comes behind a pass goes on in its last part. */
+static int64_t part_begin(const dllm_session *s, int64_t part)
 {
-    s->places_used = dllm_is_host(&s->device) ? 0 : s->branch * (step_room(s) / s->branches);
+    return dllm_is_host(&s->device) ? 0 : (s->branch * parts_of_branch(s) + part) * layer_room(s);
 }
+
+void dllm_make_branch_room(dllm_session *s) { s->places_used = part_begin(s, 0); }
 
 void dllm_make_room(dllm_session *s)
 {
-    if (dllm_is_host(&s->device)) s->places_used = 0; /* elsewhere kernels may still read the others */
+    const int64_t begin = part_begin(s, 1 + s->layer);
+    if (begin > s->places_used || dllm_is_host(&s->device)) s->places_used = begin;
 }
 
 int32_t *dllm_room(dllm_session *s, int64_t n)

@@ -87,7 +87,7 @@ static void fill_sequence(dllm_session *s, int b, const dllm_prompt *p, int32_t 
     q->condition = p->condition ? p->condition : p->n;
     q->carried = -1;
     while (q->fixed < p->n && p->ids[q->fixed] != s->params.mask_id) q->fixed++;
-    for (int i = 0; i < DLLM_PICKS; i++) q->pick[i] = s->picks + i * s->rows + first;
+    for (int i = 0; i < DLLM_ROOMS; i++) q->room[i] = s->rooms + i * s->rows + first;
     for (int32_t r = 0; r < q->len; r++) s->ids[0][first + r] = r < p->n ? p->ids[r] : s->params.mask_id;
     q->done = s->params.answer_len == 0;
     if (!q->done) dllm_open_block(s, q);

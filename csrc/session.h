@@ -42,11 +42,13 @@ dllm_sequence *dllm_take_sequences(dllm_session *s); /* the first thing to take 
 int dllm_take_memory(dllm_session *s);               /* everything else, once its rows are counted */
 int dllm_need_logits(dllm_session *s);               /* room for logits, if decoding itself needed none */
 void dllm_give_memory(dllm_session *s);
-/* The host reads what kernels write only after one of these; the first leaves a failure for the other to tell. */
+/* The host reads what kernels write only after one of these; all but the last leave a failure for that one to tell. */
 void dllm_wait(dllm_session *s);
+void dllm_abandon(dllm_session *s);     /* the same for a pass that nobody needs any more */
 int dllm_check_device(dllm_session *s); /* 0, or the device's first failure; no kernel runs any more */
 /* Numbers for kernels to read: room for n of them, which stay until the next dllm_make_room and as long as kernels may read them. Between
- * two of these lies what one layer asks for. A pass begins with the other one, when no kernel reads what an earlier step left there. */
+ * two of these lies what one layer asks for; its hooks together may take room for a number a row. A pass begins with the other one, when no
+ * kernel reads what an earlier step left there. */
 void dllm_make_room(dllm_session *s);
 void dllm_make_branch_room(dllm_session *s);
 int32_t *dllm_room(dllm_session *s, int64_t n);

@@ -25,10 +25,10 @@ struct dllm_layer_rows {
     dllm_rows delta;    /* the others: attention corrected by what the values v moved */
     dllm_rows out, ffn; /* output projection and feed-forward computed */
     dllm_rows travel;   /* residual stream goes on, with what was computed now or kept from before */
-    /* Of the last rows of v, a range, those join whose values turned most, `turned` of them. Which ones only the device knows. If there are any,
+    /* Of the last rows of v, a range, those join whose values moved most, `moved` of them. Which ones only the device knows. If there are any,
      * all sequences have k, q, exact, out and ffn alike: one range before them. */
     dllm_rows among;
-    int32_t turned;
+    int32_t moved;
 };
 
 /* Which rows' FFN is due, and go on as changed into the next layer. */

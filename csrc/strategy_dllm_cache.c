@@ -41,7 +41,7 @@ static void choose(dllm_session *s, dllm_sequence *q, dllm_layer_rows *r)
     r->k = r->q = r->exact = r->out = r->ffn = whole_answer ? both : prompt;
     if (!whole_answer && now.ratio > 0) { /* V-verify */
         r->among = dllm_range(now.first, q->len - now.first);
-        r->turned = (int32_t)((double)r->among.n * now.ratio);
+        r->moved = (int32_t)((double)r->among.n * now.ratio);
     }
     dllm_watch_mode(s, q, (whole_answer ? 0 : 2) + (whole_prompt ? 0 : 1));
 }

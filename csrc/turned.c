@@ -46,7 +46,7 @@ static dllm_turn turn_of(dllm_session *s, int b, int32_t score, int32_t *held, i
                           .held = *n_held,
                           .n_held = due.held.n,
                           .all = p->full,
-                          .asked = q->first + dllm_first_read(s, b, s->layer + 1),
+                          .read_from = q->first + dllm_first_read(s, b, s->layer + 1),
                           .k_first = (int32_t)(dllm_first_slot(s, b) + s->kept_slots),
                           .n_keys = p->n_keys };
     for (int32_t i = 0; i < due.held.n; i++) held[(*n_held)++] = q->first + dllm_row(due.held, i);

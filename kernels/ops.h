@@ -3,10 +3,11 @@
  * kernels/c defines every member in plain loops, kernels/x86 and kernels/cuda answer the same questions faster, and
  * kernels/check compares them. Conventions:
  *   - Kernels return void. A failure is recorded in the device (the first one stays) and reported by sync().
- *   - Every kernel accepts 0 rows and then touches nothing. rmsnorm, linear, rope, replace and swiglu accept counts.
+ *   - Every kernel accepts 0 rows and then touches nothing. rmsnorm, linear, rope, replace and swiglu accept counts;
+ *     attend and attend_delta go by their spans.
  *   - Kernels may run after the call returns, in the order of the calls; sync() waits for them. Matrices lie in memory of alloc(); weights, and
  *     logits of linear and copy, maybe in others' on the device, with gaps between rows and aligned to their numbers alone. What the
- *     host writes or reads, too, lies in memory of alloc_shared(): row numbers, ids, spans, columns, picks, turns, keys, noise, targets,
+ *     host writes or reads, too, lies in memory of alloc_shared(): row numbers, held ones, too, ids, spans, columns, picks, turns, keys, noise, targets,
  *     and those results of cosine, importance, turn, predict and nll that it reads. It must stay as it is until the kernels that read it
  *     have run. Row numbers, counts, spans and columns that kernels write for others lie in memory of alloc().
  *   - Outputs do not overlap inputs unless the comment says "in place".
@@ -61,20 +62,21 @@ typedef struct {
 } dllm_pick;
 
 /* Of rows first, first + 1, ... of a batch, whose scores lie from `score` on, those turned whose score is below limit, and the n_held that the list
- * of held ones has from `held` on, ascending; or all. Rows from `asked` on will ask slots [k_first, k_first + n_keys). */
+ * of held ones has from `held` on, ascending; or all. Of rows from read_from on somebody will read the attention to slots [k_first,
+ * k_first + n_keys). */
 typedef struct {
     int32_t first, n, score;
     float limit;
-    int32_t held, n_held, all, asked, k_first, n_keys;
+    int32_t held, n_held, all, read_from, k_first, n_keys;
 } dllm_turn;
 
 /* Where turns go. rows, rest: rows that turned, and those of turns that are not about all rows that did not; ascending, turn after turn;
- * count: how many. A turn's spans: of rows and of rest, each from `asked` on; its columns: of rows. */
+ * count: how many. A turn's spans: of rows and of rest, each from read_from on; its columns: of rows. */
 typedef struct {
     int32_t *rows, *rest, *count; /* [2] */
     dllm_span *exact, *delta;
     dllm_columns *columns;
-    int32_t (*told)[2]; /* for the host: how many rows of a turn turned, and of these from `asked` on */
+    int32_t (*told)[2]; /* for the host: how many rows of a turn turned, and of these from read_from on */
 } dllm_turned;
 
 /* How tokens are drawn from logits and scored. One per call: what differs between families and flags is data here. */
@@ -231,7 +233,7 @@ DLLM_INLINE bool dllm_filters(const dllm_sampling *how, int64_t vocab)
 /* Is the device's memory the host's own? Then kernels are done when their calls return. */
 DLLM_INLINE bool dllm_is_host(const dllm_device *d) { return d->ops->alloc == d->ops->alloc_shared; }
 
-DLLM_INLINE int32_t dllm_count(dllm_rows r) { return r.count ? *r.count : r.n; }
+DLLM_INLINE int32_t dllm_there(dllm_rows r) { return r.count ? *r.count : r.n; }
 
 DLLM_INLINE int32_t dllm_row(dllm_rows r, int32_t i) { return r.first + (r.idx ? r.idx[i] : i); }
 

@@ -34,8 +34,7 @@ LEFT_OUT = {
     ("dllm_cache", "L11_base_g56_b8"): UNCACHED,
     ("dyllm", "dream_baseline"): UNCACHED,
     ("dyllm", "llada_baseline"): UNCACHED,
-    ("dyllm", "dream_tinf"): "every row is salient: as the first four steps of any other",
-    ("dyllm", "llada_tinf"): "every row is salient: as the first four steps of any other",
+    ("dyllm", "dream_tinf"): "every row is salient, as in llada_tinf",
 }
 
 

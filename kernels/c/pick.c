@@ -53,22 +53,22 @@ void dllm_pick_c(dllm_device *d, int32_t *out, const float *score, const dllm_pi
 static void turn_one(dllm_turned out, const float *score, const dllm_turn *t, int at, const int32_t *held)
 {
     int32_t *rows = out.rows + out.count[0], *rest = out.rest + out.count[1];
-    int32_t n = 0, n_rest = 0, asked = 0, asked_rest = 0;
+    int32_t n = 0, n_rest = 0, read = 0, read_rest = 0;
     for (int32_t i = 0; i < t->n; i++) {
-        const int32_t row = t->first + i, late = row >= t->asked;
+        const int32_t row = t->first + i, late = row >= t->read_from;
         if (dllm_turns(t, score, held, i)) {
             rows[n++] = row;
-            asked += late;
+            read += late;
         } else {
             rest[n_rest++] = row;
-            asked_rest += late;
+            read_rest += late;
         }
     }
-    out.exact[at] = (dllm_span){ out.count[0] + n - asked, asked, t->k_first, t->n_keys };
-    out.delta[at] = (dllm_span){ out.count[1] + n_rest - asked_rest, asked_rest, t->k_first, t->n_keys };
+    out.exact[at] = (dllm_span){ out.count[0] + n - read, read, t->k_first, t->n_keys };
+    out.delta[at] = (dllm_span){ out.count[1] + n_rest - read_rest, read_rest, t->k_first, t->n_keys };
     out.columns[at] = (dllm_columns){ out.count[0], n };
     out.told[at][0] = n;
-    out.told[at][1] = asked;
+    out.told[at][1] = read;
     out.count[0] += n;
     out.count[1] += n_rest;
 }

@@ -43,7 +43,7 @@ static void run(const dllm_trial *t, dllm_device *d, void *const *at, int32_t fi
         const int32_t end = field[0] + field[1] < first + n ? field[0] + field[1] : first + n;
         clipped[i] = (dllm_span){ from, end > from ? end - from : 0, field[2], field[3] };
     }
-    const dllm_spans all = { clipped, NULL, t->n_spans, n, (int32_t)t->keys };
+    const dllm_spans all = { clipped, NULL, t->n_spans, t->count ? t->rows : n, (int32_t)t->keys };
     d->ops->attend(d, dllm_trial_mat(t, ATTEND_OUT, at, 0), dllm_trial_mat(t, ATTEND_Q, at, 0),
                    dllm_trial_rows(t, ATTEND_OUT, at, 0, t->rows), dllm_trial_mat(t, ATTEND_K, at, 0),
                    dllm_trial_mat(t, ATTEND_V, at, 0), all, t->heads, t->kv_heads);
@@ -85,6 +85,7 @@ static void attend_case(dllm_checker *k, const shape *s, const spans *set, dllm_
                     (int)s->heads, (int)s->kv_heads, (int)s->head_dim, s->gap ? " strided" : "", s->gathered ? " gathered" : "",
                     s->scale, dllm_trial_kind_name(kind));
     t.run = run;
+    t.counts = true;
     t.heads = t.config.heads = s->heads;
     t.kv_heads = t.config.kv_heads = s->kv_heads;
     t.head_dim = t.config.head_dim = s->head_dim;

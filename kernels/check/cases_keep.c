@@ -49,7 +49,7 @@ static void run_delta(const dllm_trial *t, dllm_device *d, void *const *at, int3
     const int old = t->flag ? DELTA_OUT : DELTA_OLD;
     dllm_rows changed = { .first = BEFORE, .n = (int32_t)t->array[DELTA_DV].rows };
     if (t->array[DELTA_CHANGED].rows) changed = (dllm_rows){ .idx = at[DELTA_CHANGED], .n = (int32_t)t->array[DELTA_CHANGED].rows };
-    const dllm_spans all = { clipped, at[DELTA_COLUMNS], t->n_spans, n, (int32_t)t->keys };
+    const dllm_spans all = { clipped, at[DELTA_COLUMNS], t->n_spans, t->count ? t->rows : n, (int32_t)t->keys };
     d->ops->attend_delta(d, dllm_trial_mat(t, DELTA_OUT, at, 0), dllm_trial_mat(t, DELTA_Q, at, 0),
                          dllm_trial_rows(t, DELTA_OUT, at, 0, t->rows), dllm_trial_mat(t, old, at, 0),
                          dllm_trial_rows(t, old, at, 0, t->rows), dllm_trial_mat(t, DELTA_K, at, 0),
@@ -131,6 +131,7 @@ static void delta_case(dllm_checker *k, const delta_shape *s, const spans *set, 
                     s->gathered ? " gathered" : "", s->in_place ? " in place" : "", s->ranged ? " range" : "", s->scale,
                     dllm_trial_kind_name(kind));
     t.run = run_delta;
+    t.counts = true;
     t.flag = s->in_place;
     t.heads = t.config.heads = s->heads;
     t.kv_heads = t.config.kv_heads = s->kv_heads;

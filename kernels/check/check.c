@@ -235,11 +235,12 @@ static const char *check_company(side *s, const dllm_trial *t, int threads, cons
 {
     const int32_t n = t->rows, middle = n / 2;
     const int32_t parts[][2] = {
-        { 0, n }, { middle, n ? 1 : 0 }, { n > 2 ? 1 : 0, n > 2 ? n - 2 : n }, { middle, n - middle }, { 0, middle }, { 0, n }
+        { 0, n }, { middle, n ? 1 : 0 }, { n > 2 ? 1 : 0, n > 2 ? n - 2 : n }, { middle, n - middle }, { 0, middle }, { 0, n },
+        { 0, 0 }
     };
     const bool counts = t->counts && !dllm_is_host(&s->device);
     const char *why = NULL;
-    for (int p = 0; p < (counts ? 6 : 4) && !why; p++) {
+    for (int p = 0; p < (counts ? 7 : 4) && !why; p++) {
         const int32_t first = parts[p][0], count = parts[p][1];
         outcome o = run(s, t, p == 3 ? threads : 1, first, count, p > 3);
         why = o.why;

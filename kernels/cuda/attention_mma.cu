@@ -2,7 +2,8 @@
  * them, and walks over the keys in tiles of 64 that stream through shared memory; sums are relative to the greatest score so far.
  *
  * The keys are cut into chunks, whose sums are joined in the order of the chunks. Where there are too few queries to fill a GPU every
- * chunk gets a block of its own and the last one joins; where there are many, one block takes all chunks: the same bits. */
+ * chunk gets a block of its own and the last one joins; where there are many, one block takes all chunks: the same bits. Where only the
+ * GPU knows how many queries there are, the grid has blocks for both, and they find out. */
 #include "attention.h"
 #include "mma.h"
 
@@ -282,9 +283,30 @@ template <dllm_dtype T, int HD, bool DELTA> __device__ static void write(const t
     }
 }
 
+__host__ __device__ static int tiles_of(int64_t queries) { return (int)((queries + QUERIES - 1) / QUERIES); }
+
+/* Do so few tiles get a block for every chunk? most_parts: what sums of chunks there is room for. */
+__host__ __device__ static bool share_out(int64_t items, int64_t chunks, int64_t most_parts)
+{
+    return chunks > 1 && items < FILLS && items * chunks <= most_parts;
+}
+
+/* Which tile of all heads and spans this block has, where only the GPU knows their queries: -1 if its block takes all chunks. */
+__device__ static int find_shared(const attention_job &job, int tile, int chunks, int most_parts)
+{
+    int before = tile, all = 0;
+    for (int z = 0; z < job.spans.n; z++) {
+        const int n = tiles_of(job.spans.at[z].n_q);
+        all += n;
+        before += z < (int)blockIdx.z ? n : 0;
+    }
+    return share_out((int64_t)all * job.heads, chunks, most_parts) ? before * job.heads + (int)blockIdx.y : -1;
+}
+
 /* Block (tile of queries and, if they are shared out, chunk; head; span) */
 template <dllm_dtype T, int HD, bool DELTA>
-static __global__ void __launch_bounds__(THREADS) attend_tile(attention_job job, int shared_out, float *parts, uint32_t *counters)
+static __global__ void __launch_bounds__(THREADS)
+    attend_tile(attention_job job, int shared_out, int most_parts, float *parts, uint32_t *counters)
 {
     DLLM_SHARED(layout<HD>, s);
     const dllm_span span = job.spans.at[blockIdx.z];
@@ -295,29 +317,35 @@ static __global__ void __launch_bounds__(THREADS) attend_tile(attention_job job,
     };
     const int n = DELTA && columns.n == 0 ? 0 : chunks; /* nothing moved: no weights are needed */
     if (t.first >= span.n_q || (chunk > 0 && chunk >= n)) return;
+    int item = shared_out == 1 ? -1 : ((int)blockIdx.z * ((int)gridDim.x / shared_out) + tile) * job.heads + (int)blockIdx.y;
+    if (item >= 0 && job.rows.count) item = find_shared(job, tile, shared_out, most_parts);
+    if (item < 0 && chunk > 0) return;
     state<HD> x;
     load_queries(&t);
     if (n <= 1) run_chunk(t, 0, &x);
-    else if (shared_out == 1) run_chunks(t, n, &x);
+    else if (item < 0) run_chunks(t, n, &x);
     else {
-        const int64_t item = ((int64_t)blockIdx.z * job.heads + blockIdx.y) * (gridDim.x / (unsigned)shared_out) + tile;
         run_chunk(t, chunk, &x);
-        if (!share_chunks(s, parts + item * shared_out * (HD / 2 + 4) * THREADS, counters + item, chunk, n, &x)) return;
+        if (!share_chunks(s, parts + (int64_t)item * shared_out * (HD / 2 + 4) * THREADS, counters + item, chunk, n, &x)) return;
     }
     if (DELTA) run_columns(t, &x);
     write(t, x);
 }
 
+/* What a chunk leaves of a tile. */
+static int64_t part_bytes(int32_t head_dim) { return (int64_t)(head_dim / 2 + 4) * THREADS * (int64_t)sizeof(float); }
+
 template <dllm_dtype T, int HD, bool DELTA> static void run(dllm_device *d, const char *name, const attention_job &job)
 {
     static_assert(sizeof(layout<HD>) <= MOST_SHARED, "more than some GPUs have");
-    const int64_t tiles = (job.spans.most_queries + QUERIES - 1) / QUERIES, chunks = (job.spans.most_keys + CHUNK - 1) / CHUNK;
-    const int64_t items = tiles * job.heads * job.spans.n, bytes = items * chunks * (HD / 2 + 4) * THREADS * (int64_t)sizeof(float);
-    const bool share_out =
-        chunks > 1 && items < FILLS && items * chunks <= MOST_PARTS && SCRATCH_COUNTERS + bytes <= (int64_t)d->scratch_bytes;
-    const int shared_out = share_out ? (int)chunks : 1;
+    const int tiles = tiles_of(job.spans.most_queries), chunks = (job.spans.most_keys + CHUNK - 1) / CHUNK;
+    const int64_t room = ((int64_t)d->scratch_bytes - SCRATCH_COUNTERS) / part_bytes(HD),
+                  most = room < MOST_PARTS ? room : MOST_PARTS;
+    const bool shared =
+        job.rows.count ? share_out(1, chunks, most) : share_out((int64_t)tiles * job.heads * job.spans.n, chunks, most);
+    const int shared_out = shared ? chunks : 1;
     const dim3 grid((unsigned)(tiles * shared_out), (unsigned)job.heads, (unsigned)job.spans.n);
-    launch(d, name, attend_tile<T, HD, DELTA>, grid, THREADS, sizeof(layout<HD>), job, shared_out,
+    launch(d, name, attend_tile<T, HD, DELTA>, grid, THREADS, sizeof(layout<HD>), job, shared_out, (int)most,
            (float *)((char *)d->scratch + SCRATCH_COUNTERS), (uint32_t *)d->scratch);
 }
 
@@ -340,7 +368,6 @@ bool dllm_attend_mma(dllm_device *d, const attention_job &job, bool delta)
 
 size_t dllm_attend_scratch(int32_t heads, int32_t head_dim, int64_t rows, int64_t keys)
 {
-    const int64_t parts = heads * ((rows + QUERIES - 1) / QUERIES) * ((keys + CHUNK - 1) / CHUNK);
-    return SCRATCH_COUNTERS +
-           (size_t)(parts < MOST_PARTS ? parts : MOST_PARTS) * (size_t)(head_dim / 2 + 4) * THREADS * sizeof(float);
+    const int64_t parts = (int64_t)heads * tiles_of(rows) * ((keys + CHUNK - 1) / CHUNK);
+    return SCRATCH_COUNTERS + (size_t)((parts < MOST_PARTS ? parts : MOST_PARTS) * part_bytes(head_dim));
 }

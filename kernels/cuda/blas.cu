@@ -133,7 +133,7 @@ size_t dllm_blas_scratch(const dllm_device *d, int64_t rows)
     return d->library && rows >= LIBRARY_ROWS ? SCRATCH_COUNTERS + (size_t)WORKSPACE : 0;
 }
 
-/* Rows that lie one after the other, in dtypes that the library multiplies; a bias that lies in out before is added exactly. */
+/* Rows that lie one after the other and that the host can count, in dtypes that the library multiplies; a bias that lies in out before is added exactly. */
 static bool suits(const dllm_device *d, const dense_job &job)
 {
     const dllm_dtype t = job.x.dtype, to = job.out.dtype;
@@ -141,8 +141,8 @@ static bool suits(const dllm_device *d, const dense_job &job)
     const bool bias = !job.bias.data || job.bias.dtype == to || (to == DLLM_F32 && job.bias.dtype != DLLM_I8);
     const bool sizes = job.w.rows <= INT_MAX && job.w.cols <= INT_MAX && job.w.stride <= INT_MAX && job.x.stride <= INT_MAX &&
                        job.out.stride <= INT_MAX;
-    return d->library && job.in_rows.n >= LIBRARY_ROWS && !job.in_rows.idx && !job.out_rows.idx && dtypes && bias && sizes &&
-           d->scratch_bytes >= SCRATCH_COUNTERS + (size_t)WORKSPACE;
+    return d->library && !job.in_rows.count && job.in_rows.n >= LIBRARY_ROWS && !job.in_rows.idx && !job.out_rows.idx && dtypes &&
+           bias && sizes && d->scratch_bytes >= SCRATCH_COUNTERS + (size_t)WORKSPACE;
 }
 
 static __global__ void spread(dllm_mat out, dllm_rows rows, dllm_mat bias)

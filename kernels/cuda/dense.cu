@@ -46,7 +46,7 @@ static __global__ void __launch_bounds__(THREADS) multiply(dense_job job)
 {
     DLLM_SHARED(tiles, t);
     const int64_t first_feature = (int64_t)blockIdx.x * FEATURES;
-    const int32_t first_row = (int32_t)blockIdx.y * ROWS, rows = dllm_count(job.in_rows);
+    const int32_t first_row = (int32_t)blockIdx.y * ROWS, rows = dllm_there(job.in_rows);
     if (first_row >= rows) return;
     sum_up(t, job, rows, first_row, first_feature, [&](int32_t row, int32_t feature, float sum) {
         if (first_row + row < rows && first_feature + feature < job.w.rows)
@@ -85,7 +85,7 @@ void dllm_linear_cuda(dllm_device *d, dllm_mat out, dllm_rows out_rows, dllm_mat
 {
     if (in_rows.n == 0) return;
     const dense_job job = { out, x, w, bias, out_rows, in_rows };
-    if (!in_rows.count && dllm_linear_blas(d, job)) return;
+    if (dllm_linear_blas(d, job)) return;
     if (x.dtype == w.dtype && x.dtype != DLLM_F32) {
         dllm_linear_mma(d, job);
         return;

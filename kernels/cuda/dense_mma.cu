@@ -157,7 +157,7 @@ static __global__ void __launch_bounds__(WF * WR * 32, WF *WR > 4 ? 1 : 3)
 {
     typedef layout<WF, WR, MT, NT, STAGES> L;
     DLLM_SHARED(L, s);
-    const int32_t rows = dllm_count(job.in_rows), first_row = (int32_t)blockIdx.y * L::R, r0 = L::first_row_of_warp();
+    const int32_t rows = dllm_there(job.in_rows), first_row = (int32_t)blockIdx.y * L::R, r0 = L::first_row_of_warp();
     const bool split = gridDim.z > 1 && rows <= FEW_ROWS;
     if (first_row >= rows || (blockIdx.z > 0 && !split)) return;
     const int64_t first_feature = (int64_t)blockIdx.x * L::F, begin = split ? blockIdx.z * cut.of_one : 0;

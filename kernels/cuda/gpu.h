@@ -183,7 +183,7 @@ struct current_gpu {
 };
 
 /* Is this block, of a grid of one a row, for a row that is not there? A grid is made for the most rows there may be. */
-__device__ inline bool beyond(dllm_rows rows) { return (int32_t)blockIdx.x >= dllm_count(rows); }
+__device__ inline bool beyond(dllm_rows rows) { return (int32_t)blockIdx.x >= dllm_there(rows); }
 
 /* Asks for a kernel; see queue.h for when it runs. */
 template <class... P, class... A>

@@ -86,30 +86,43 @@ void dllm_pick_cuda(dllm_device *d, int32_t *out, const float *score, const dllm
 }
 
 /* ---- turns ----------------------------------------------------------------------------------------------------------------------- */
-/* How many rows turned, and the others; and how many of both a next layer asks. */
+/* How many rows turned, and the others; and of how many of both somebody reads the attention. */
 struct turn_count {
-    int32_t rows, rest, asked, asked_rest;
+    int32_t rows, rest, read, read_rest;
 };
 
 __device__ inline turn_count operator+(turn_count a, turn_count b)
 {
-    return turn_count{ a.rows + b.rows, a.rest + b.rest, a.asked + b.asked, a.asked_rest + b.asked_rest };
+    return turn_count{ a.rows + b.rows, a.rest + b.rest, a.read + b.read, a.read_rest + b.read_rest };
 }
 
-/* In shared memory. */
+enum { TURNS = 32 };
+
+/* In shared memory. Turns lie where reading is slow: they are read once. */
 struct turn_room {
+    dllm_turn turns[TURNS]; /* from one on whose number is a multiple of TURNS */
     turn_count warp[THREADS / 32];
     int32_t mine[THREADS]; /* rows that turned of those of the threads up to this one */
 };
 
-__device__ static turn_count count_turned(turn_room *room, dllm_turn t, const float *score, const int32_t *held)
+__device__ static void load_turns(turn_room *room, const dllm_turn *turns, int from)
+{
+    constexpr int WORDS = sizeof(dllm_turn) / sizeof(int32_t);
+    const int n = (int)gridDim.x - from < TURNS ? (int)gridDim.x - from : TURNS;
+    __syncthreads();
+    for (int i = (int)threadIdx.x; i < n * WORDS; i += THREADS) ((int32_t *)room->turns)[i] = ((const int32_t *)(turns + from))[i];
+    __syncthreads();
+}
+
+/* This thread's rows of a turn. */
+__device__ static turn_count count_turned(const dllm_turn &t, const float *score, const int32_t *held)
 {
     turn_count c = {};
     for (int32_t i = (int32_t)threadIdx.x; i < t.n; i += THREADS) {
-        const bool yes = dllm_turns(&t, score, held, i), late = t.first + i >= t.asked;
-        c = c + turn_count{ yes, !yes, yes && late, !yes && late };
+        const bool yes = dllm_turns(&t, score, held, i), read = t.first + i >= t.read_from;
+        c = c + turn_count{ yes, !yes, yes && read, !yes && read };
     }
-    return block_reduce(c, sum_of<turn_count>, room->warp);
+    return c;
 }
 
 /* Of THREADS rows from `at` on: every thread finds its row's place among those that turned by the places of the threads before it. */
@@ -135,24 +148,27 @@ __device__ static void list_turned(turn_room *room, const dllm_turn &t, const fl
 static __global__ void turn(dllm_turned out, const float *score, const dllm_turn *turns, const int32_t *held)
 {
     DLLM_SHARED(turn_room, room);
-    turn_count before = {}, mine = {};
-    for (unsigned b = 0; b <= blockIdx.x; b++) {
-        before = before + mine;
-        mine = count_turned(room, turns[b], score, held);
+    const int me = (int)blockIdx.x;
+    turn_count before = {};
+    for (int b = 0; b <= me; b++) {
+        if (b % TURNS == 0) load_turns(room, turns, b);
+        if (b < me) before = before + count_turned(room->turns[b % TURNS], score, held);
     }
-    const dllm_turn t = turns[blockIdx.x];
+    const dllm_turn t = room->turns[me % TURNS];
+    const turn_count mine = block_reduce(count_turned(t, score, held), sum_of<turn_count>, room->warp);
+    before = block_reduce(before, sum_of<turn_count>, room->warp);
     for (int32_t at = 0, turned = 0; at < t.n; at += THREADS) {
         list_turned(room, t, score, held, at, out.rows + before.rows + turned, out.rest + before.rest + at - turned);
         turned += room->mine[THREADS - 1];
         __syncthreads();
     }
     if (threadIdx.x) return;
-    out.exact[blockIdx.x] = dllm_span{ before.rows + mine.rows - mine.asked, mine.asked, t.k_first, t.n_keys };
-    out.delta[blockIdx.x] = dllm_span{ before.rest + mine.rest - mine.asked_rest, mine.asked_rest, t.k_first, t.n_keys };
-    out.columns[blockIdx.x] = dllm_columns{ before.rows, mine.rows };
-    out.told[blockIdx.x][0] = mine.rows;
-    out.told[blockIdx.x][1] = mine.asked;
-    if (blockIdx.x + 1 < gridDim.x) return;
+    out.exact[me] = dllm_span{ before.rows + mine.rows - mine.read, mine.read, t.k_first, t.n_keys };
+    out.delta[me] = dllm_span{ before.rest + mine.rest - mine.read_rest, mine.read_rest, t.k_first, t.n_keys };
+    out.columns[me] = dllm_columns{ before.rows, mine.rows };
+    out.told[me][0] = mine.rows;
+    out.told[me][1] = mine.read;
+    if (me + 1 < (int)gridDim.x) return;
     out.count[0] = before.rows + mine.rows;
     out.count[1] = before.rest + mine.rest;
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../csrc/strategy.h"
 #include "expect.h"
 
 enum { ANSWER = 12, MOST = 64 };
@@ -224,6 +225,18 @@ static void check_folder(const char *folder)
     }
 }
 
+/* What strategy.h asks of a method whose sets a kernel makes. */
+static void check_promises(void)
+{
+    const unsigned needed = DLLM_KEEP_CONTEXT | DLLM_COMPARE_VALUES;
+    for (int i = 0; dllm_strategy_name(i); i++) {
+        const dllm_strategy *st = dllm_strategy_at(i);
+        if (!st->after_context) continue;
+        expect((st->keeps & needed) == needed, "keeps what after_context needs", st->name);
+        expect(!st->choose && !st->after_layer, "leaves its sets to after_context alone", st->name);
+    }
+}
+
 int main(int argc, char **argv)
 {
     dllm_session_close(NULL);
@@ -235,6 +248,7 @@ int main(int argc, char **argv)
         for (int i = 0; dllm_strategy_name(i); i++) printf("%s\n", dllm_strategy_name(i));
         return 0;
     }
+    check_promises();
     for (int i = 1; i < argc; i++) check_folder(argv[i]);
     return report();
 }

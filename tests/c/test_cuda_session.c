@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../kernels/ops.h"
+#include "../../csrc/strategy.h"
 #include "expect.h"
 
 enum { GPU, CPU, PLACES, ROWS = 64, VOCAB = 512 };
@@ -25,6 +25,34 @@ static bool close_to(const float *a, const float *b, size_t n, float tolerance)
 static const int32_t prompt_ids[] = { 5, 6, 7, 8, 9, 10, 11, 12, 13 };
 static const dllm_prompt prompts[] = { { .ids = prompt_ids, .n = 4, .seed = 1 }, { .ids = prompt_ids, .n = 9, .stream = 1 } };
 
+/* What was computed, and what it cost, but for the time. */
+static bool same_costs(dllm_session *const s[PLACES])
+{
+    dllm_stats is[PLACES];
+    for (int i = 0; i < PLACES; i++) dllm_session_stats(s[i], &is[i]);
+    const dllm_stats *a = &is[GPU], *b = &is[CPU];
+    bool same = a->forwards == b->forwards && a->steps == b->steps && a->tokens == b->tokens && a->rows_v == b->rows_v &&
+                a->rows_k == b->rows_k && a->rows_q == b->rows_q && a->rows_out == b->rows_out && a->rows_ffn == b->rows_ffn &&
+                a->rows_head == b->rows_head && a->flops == b->flops && a->flops_uncached == b->flops_uncached;
+    for (int i = 0; i < DLLM_STAGES; i++)
+        same = same && a->stages[i].flops == b->stages[i].flops && a->stages[i].bytes == b->stages[i].bytes;
+    return same;
+}
+
+/* What the method did in every layer, if it was watched. */
+static bool same_watched(dllm_session *const s[PLACES])
+{
+    const int8_t *mode[PLACES];
+    const uint8_t *chosen[PLACES];
+    const float *seen[PLACES];
+    int layers[PLACES];
+    for (int i = 0; i < PLACES; i++) layers[i] = dllm_session_watched(s[i], &mode[i], &chosen[i], &seen[i]);
+    if (layers[GPU] < 0) return layers[CPU] < 0;
+    const size_t rows = (size_t)(layers[GPU] * dllm_session_rows(s[GPU]));
+    return layers[GPU] == layers[CPU] && memcmp(mode[GPU], mode[CPU], (size_t)layers[GPU] * 2) == 0 &&
+           memcmp(chosen[GPU], chosen[CPU], rows) == 0 && close_to(seen[GPU], seen[CPU], rows, 1e-4f);
+}
+
 static bool same_step(dllm_session *const s[PLACES])
 {
     int32_t ids[PLACES][ROWS];
@@ -37,7 +65,7 @@ static bool same_step(dllm_session *const s[PLACES])
         n[i] = dllm_session_candidates(s[i], &rows[i], &tokens[i], &scores[i], &probs[i]);
     }
     const size_t bytes = (size_t)n[GPU] * sizeof **tokens;
-    return memcmp(ids[GPU], ids[CPU], (size_t)all * sizeof **ids) == 0 && n[GPU] == n[CPU] &&
+    return same_costs(s) && same_watched(s) && memcmp(ids[GPU], ids[CPU], (size_t)all * sizeof **ids) == 0 && n[GPU] == n[CPU] &&
            memcmp(rows[GPU], rows[CPU], bytes) == 0 && memcmp(tokens[GPU], tokens[CPU], bytes) == 0 &&
            close_to(scores[GPU], scores[CPU], (size_t)n[GPU], 1e-4f) && close_to(probs[GPU], probs[CPU], (size_t)n[GPU], 1e-4f);
 }
@@ -112,7 +140,7 @@ static void fail_and_go_on(dllm_model *const models[PLACES], dllm_params p, cons
             until_none = step % 4 ? 1 : 0;
             status[i] = dllm_session_step(s[i]);
         }
-        same = status[GPU] == status[CPU] && (status[GPU] < 0 || same_step(s));
+        same = status[GPU] == status[CPU] && (status[GPU] < 0 ? same_costs(s) : same_step(s));
         refused += status[GPU] == DLLM_E_CALLBACK;
         if (status[GPU] >= 0) left = status[GPU];
     }
@@ -134,6 +162,37 @@ static dllm_params params_of(const dllm_model *m, const char *method, int32_t an
     if (strcmp(method, "dllm-cache") == 0) dllm_params_set(&p, "gen_interval_steps", 3);
     if (strcmp(method, "dyllm") == 0) dllm_params_set(&p, "full_steps", FULL);
     return p;
+}
+
+/* DyLLM, but the first sequence has a full pass where the second has a partial one. */
+static void plan_unevenly(dllm_session *s, dllm_sequence *q, dllm_plan *p)
+{
+    dllm_strategy_find("dyllm")->plan(s, q, p);
+    if (q->index > 0 || q->passes[s->branch] % 3 != 0) return;
+    p->full = true;
+    p->changed = p->rows;
+}
+
+/* Nothing turns, or everything does; all of one sequence, and some rows of the other. */
+static void run_turns(dllm_model *const models[PLACES], const char *folder)
+{
+    char where[600];
+    dllm_params p = params_of(models[GPU], "dyllm", 8);
+    p.watch = true;
+    for (int i = 0; i < 2; i++) {
+        snprintf(where, sizeof where, "%s, dyllm, %s turns", folder, i ? "everything" : "nothing");
+        dllm_params_set(&p, "tau", i ? INFINITY : -2);
+        generate(models, &p, where);
+    }
+    dllm_strategy uneven = *p.strategy;
+    uneven.plan = plan_unevenly;
+    p.strategy = &uneven;
+    dllm_params_set(&p, "tau", 0.9999);
+    for (int i = 0; i < 2; i++) {
+        snprintf(where, sizeof where, "%s, dyllm, unevenly%s", folder, i ? ", not watched" : "");
+        p.watch = !i;
+        generate(models, &p, where);
+    }
 }
 
 static void run_method(dllm_model *const models[PLACES], const char *folder, const char *method)
@@ -162,7 +221,7 @@ static void run_method(dllm_model *const models[PLACES], const char *folder, con
 }
 
 /* ---- waiting ------------------------------------------------------------------------------------------------------------------ */
-enum { STEPS = 16 }; /* every phase comes thrice */
+enum { STEPS = 12, ANSWER = 16 }; /* a block of eight takes six steps, which fill two masks or one */
 
 /* The device's table, but what lets the host wait for the device counts. */
 static const dllm_ops *table;
@@ -220,7 +279,9 @@ static void run_counts(dllm_model *m, const char *folder)
         char where[600];
         step_count counts[STEPS];
         const bool guided = i % 2;
-        dllm_params p = params_of(m, methods[i / 2], STEPS);
+        dllm_params p = params_of(m, methods[i / 2], ANSWER);
+        p.steps = STEPS;
+        p.block_len = 8;
         p.cfg_scale = guided ? 0.5f : 0;
         p.rule = DLLM_RULE_QUOTA;
         snprintf(where, sizeof where, "%s, %s%s", folder, methods[i / 2], guided ? ", guided" : "");
@@ -231,7 +292,8 @@ static void run_counts(dllm_model *m, const char *folder)
             expect(c->waits == 1, "waits once", where);
             expect(c->launches == c->kernels || c->launches == 1, "goes as a whole or one by one", where);
         }
-        if (layers >= 3 && steps > 0) expect(counts[steps - 1].launches == 1, "goes as a whole", where);
+        if (layers >= 3 && steps > 1) expect(counts[steps - 2].launches == 1, "goes as a whole", where);
+        if (guided) continue;
         setenv("DLLM_FAST_GRAPHS", "0", 1);
         expect(count_steps(m, &p, counts) == steps, "makes every step without graphs", where);
         unsetenv("DLLM_FAST_GRAPHS");
@@ -303,6 +365,7 @@ static void check_folder(const char *folder)
     expect(ok, "opens", folder);
     if (ok) run_passes(models, folder);
     for (int i = 0; ok && dllm_strategy_name(i); i++) run_method(models, folder, dllm_strategy_name(i));
+    if (ok) run_turns(models, folder);
     for (int i = 0; i < PLACES; i++) {
         dllm_model_close(models[i]);
         dllm_device_close(device[i]);

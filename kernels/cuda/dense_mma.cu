@@ -150,17 +150,18 @@ __device__ static void sum_tiles(float (&total)[MT][NT][4], L *s, const dense_jo
     wait_groups<0>();
 }
 
-/* Block (features, rows, slice or all slices). Where the device alone knows the number of rows, the grid is for few and for many of them. */
+/* Block (rows, features, slice or all slices): those that read the same weights come one after the other. Where the device alone knows the
+ * number of rows, the grid is for few and for many of them. */
 template <dllm_dtype T, int WF, int WR, int MT, int NT, int STAGES>
 static __global__ void __launch_bounds__(WF * WR * 32, WF *WR > 4 ? 1 : 3)
     stream(dense_job job, slicing cut, float *parts, uint32_t *counters)
 {
     typedef layout<WF, WR, MT, NT, STAGES> L;
     DLLM_SHARED(L, s);
-    const int32_t rows = dllm_there(job.in_rows), first_row = (int32_t)blockIdx.y * L::R, r0 = L::first_row_of_warp();
+    const int32_t rows = dllm_there(job.in_rows), first_row = (int32_t)blockIdx.x * L::R, r0 = L::first_row_of_warp();
     const bool split = gridDim.z > 1 && rows <= FEW_ROWS;
     if (first_row >= rows || (blockIdx.z > 0 && !split)) return;
-    const int64_t first_feature = (int64_t)blockIdx.x * L::F, begin = split ? blockIdx.z * cut.of_one : 0;
+    const int64_t first_feature = (int64_t)blockIdx.y * L::F, begin = split ? blockIdx.z * cut.of_one : 0;
     const int64_t end = split && begin + cut.of_one < cut.tiles ? begin + cut.of_one : cut.tiles;
     const int64_t f0 = L::first_feature_of_warp();
     float total[MT][NT][4] = {};
@@ -173,7 +174,7 @@ static __global__ void __launch_bounds__(WF * WR * 32, WF *WR > 4 ? 1 : 3)
     float *part = parts + (int64_t)blockIdx.z * rows * job.w.rows;
     each_sum(job, total, rows, first_row + r0, first_feature + f0,
              [&](int32_t row, int64_t feature, float x) { part[row * job.w.rows + feature] = x; });
-    add_slices(s, job, rows, first_feature, parts, counters + blockIdx.x);
+    add_slices(s, job, rows, first_feature, parts, counters + blockIdx.y);
 }
 
 /* A block takes a panel of the vocabulary for all rows of a round, and reads its logits where the weights lay. */
@@ -198,7 +199,7 @@ static void run(dllm_device *d, const dense_job &job, bool split)
     typedef layout<WF, WR, MT, NT, STAGES> L;
     static_assert(sizeof(L) <= MOST_SHARED, "more than some GPUs have");
     const slicing cut = slice(job.w.rows, job.w.cols);
-    const dim3 grid((unsigned)((job.w.rows + L::F - 1) / L::F), (unsigned)((job.in_rows.n + L::R - 1) / L::R),
+    const dim3 grid((unsigned)((job.in_rows.n + L::R - 1) / L::R), (unsigned)((job.w.rows + L::F - 1) / L::F),
                     split ? (unsigned)cut.n : 1);
     launch(d, "linear", stream<T, WF, WR, MT, NT, STAGES>, grid, L::THREADS, sizeof(L), job, cut,
            (float *)((char *)d->scratch + SCRATCH_COUNTERS), (uint32_t *)d->scratch);

@@ -58,18 +58,19 @@ static dllm_rows set_of(const dllm_layer_rows *r, dllm_set which)
     }
 }
 
+int64_t dllm_layer_index(const dllm_session *s) { return (int64_t)s->branch * s->model->config.layers + s->layer; }
+
 /* Where slot 0 of a sequence lies in keys and values: what layers keep comes first, then the rows that pass and are forgotten. */
 int64_t dllm_first_slot(const dllm_session *s, int b)
 {
-    const int64_t layers = s->model->config.layers;
-    if (s->plans[b].store) return (s->branch * layers + s->layer) * s->kept_slots + s->sequences[b].slot;
-    return s->branches * layers * s->kept_slots + s->sequences[b].first;
+    if (s->plans[b].store) return dllm_layer_index(s) * s->kept_slots + s->sequences[b].slot;
+    return (int64_t)s->branches * s->model->config.layers * s->kept_slots + s->sequences[b].first;
 }
 
 /* Rows of the batch as slots, where every row has one that outlives the pass. */
 static dllm_rows at_slots(const dllm_session *s, dllm_rows rows)
 {
-    rows.first += (int32_t)((s->branch * (int64_t)s->model->config.layers + s->layer) * s->kept_slots);
+    rows.first += (int32_t)(dllm_layer_index(s) * s->kept_slots);
     return rows;
 }
 
@@ -134,7 +135,6 @@ dllm_rows dllm_pack_slots(dllm_session *s, dllm_set which) { return pack(s, whic
 
 dllm_rows dllm_kept_rows(const dllm_session *s, dllm_rows packed, unsigned output)
 {
-    const int64_t layer = s->branch * (int64_t)s->model->config.layers + s->layer;
-    if (s->strategy->keeps & output) packed.first += (int32_t)(layer * s->rows);
+    if (s->strategy->keeps & output) packed.first += (int32_t)(dllm_layer_index(s) * s->rows);
     return packed;
 }

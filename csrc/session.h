@@ -24,6 +24,8 @@ typedef enum {
 } dllm_set;
 dllm_rows dllm_pack(dllm_session *s, dllm_set which);
 dllm_rows dllm_pack_slots(dllm_session *s, dllm_set which);
+/* The current layer among those of all branches. */
+int64_t dllm_layer_index(const dllm_session *s);
 /* Packed rows in the pool of an output, one of DLLM_KEEP_*: what layers keep of it lies there, layer after layer. */
 dllm_rows dllm_kept_rows(const dllm_session *s, dllm_rows packed, unsigned output);
 int64_t dllm_first_slot(const dllm_session *s, int sequence); /* row of keys and values that is its slot 0 */

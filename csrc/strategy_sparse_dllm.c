@@ -47,7 +47,7 @@ static void after_layer(dllm_session *s, dllm_sequence *q)
     const dllm_config *c = &s->model->config;
     if (q->block_step != 1) return;
     const int32_t block = q->hi - q->lo, n = keep(s, q), passing = (int32_t)dllm_first_slot(s, q->index);
-    const int32_t kept = (int32_t)((s->branch * c->layers + s->layer) * s->kept_slots) + q->slot;
+    const int32_t kept = (int32_t)(dllm_layer_index(s) * s->kept_slots) + q->slot;
     const dllm_rows chosen = { .idx = s->picked, .n = n }, from = { .idx = s->picked, .first = passing, .n = n };
     dllm_pick *pick = dllm_room_for(s, 1, sizeof *pick);
     *pick = (dllm_pick){ .n = q->len, .gap = q->lo, .n_gap = block, .pool = (int32_t)s->params.options[KERNEL], .take = n };

@@ -77,7 +77,7 @@ void dllm_choose_turned(dllm_session *s, dllm_rows rows)
         turns[b] = turn_of(s, b, score, held, &n_held);
         score += turns[b].n;
     }
-    s->turned.told = s->told + (s->branch * s->model->config.layers + s->layer) * s->n_sequences;
+    s->turned.told = s->told + dllm_layer_index(s) * s->n_sequences;
     s->device.ops->turn(&s->device, s->turned, s->similarity, turns, s->n_sequences, held);
     s->turned_rows = written_set(s, s->turned.rows, rows.n, &s->turned.count[0]);
     s->turned_rest = written_set(s, s->turned.rest, rows.n, &s->turned.count[1]);

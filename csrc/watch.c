@@ -4,8 +4,6 @@
 
 #include "session.h"
 
-static int64_t layer_at(const dllm_session *s) { return (int64_t)s->branch * s->model->config.layers + s->layer; }
-
 void dllm_watch_clear(dllm_session *s)
 {
     if (!s->chosen) return;
@@ -17,21 +15,21 @@ void dllm_watch_clear(dllm_session *s)
 
 void dllm_watch_mode(dllm_session *s, const dllm_sequence *q, int mode)
 {
-    if (s->chosen) s->mode[layer_at(s) * s->n_sequences + q->index] = (int8_t)mode;
+    if (s->chosen) s->mode[dllm_layer_index(s) * s->n_sequences + q->index] = (int8_t)mode;
 }
 
 void dllm_watch_chosen(dllm_session *s, const dllm_sequence *q, dllm_rows chosen)
 {
     if (!s->chosen) return;
     chosen = dllm_read_chosen(s, chosen);
-    for (int32_t i = 0; i < chosen.n; i++) s->chosen[layer_at(s) * s->rows + q->first + dllm_row(chosen, i)] = 1;
+    for (int32_t i = 0; i < chosen.n; i++) s->chosen[dllm_layer_index(s) * s->rows + q->first + dllm_row(chosen, i)] = 1;
 }
 
 void dllm_watch_seen(dllm_session *s, const dllm_sequence *q, dllm_rows rows, const float *values)
 {
     if (!s->chosen) return;
     dllm_wait(s);
-    for (int32_t i = 0; i < rows.n; i++) s->seen[layer_at(s) * s->rows + q->first + dllm_row(rows, i)] = values[i];
+    for (int32_t i = 0; i < rows.n; i++) s->seen[dllm_layer_index(s) * s->rows + q->first + dllm_row(rows, i)] = values[i];
 }
 
 /* Rows [first, first + n) of a pool, or nothing. */

@@ -292,8 +292,9 @@ static void run_counts(dllm_model *m, const char *folder)
             expect(c->waits == 1, "waits once", where);
             expect(c->launches == c->kernels || c->launches == 1, "goes as a whole or one by one", where);
         }
-        if (layers >= 3 && steps > 1) expect(counts[steps - 2].launches == 1, "goes as a whole", where);
-        if (guided) continue;
+        const int last = i / 2 == 3 ? 2 : 1; /* DyLLM's last step is one with the prompt, of which Dream has had too few */
+        for (int t = 2; layers >= 3 && steps > 1 && t >= last; t--)
+            expect(counts[steps - t].launches == 1, "goes as a whole", where);
         setenv("DLLM_FAST_GRAPHS", "0", 1);
         expect(count_steps(m, &p, counts) == steps, "makes every step without graphs", where);
         unsetenv("DLLM_FAST_GRAPHS");
